@@ -1,0 +1,1 @@
+"""Samples from bytes: codecs, containers, resampling."""

@@ -1,0 +1,80 @@
+"""The engine as the server sees it: four verbs. In this process it is `local.LocalEngine`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Protocol
+
+from streaming.events import Event
+from streaming.types import Checkpoint, ModelInfo, Options, Recording, Samples, Transcribed
+
+
+class Stream(Protocol):
+    """One live stream. Used by one task; `async for event in stream` may run in another.
+
+    Iteration ends after the last event of an ended stream. Leaving without `end` abandons: call `aclose` then, and
+    nothing of the stream stays behind.
+    """
+
+    model: str
+    """Id of the model in use."""
+    received: int
+    """Samples taken so far."""
+
+    async def send(self, samples: Samples) -> None:
+        """Append audio. Waits while more than the allowed lag is unprocessed: that is the back-pressure."""
+        ...
+
+    async def commit(self, marker: str | None = None) -> None:
+        """End the open utterance here; a `Marker` follows the finals of all audio sent before."""
+        ...
+
+    async def end(self) -> None:
+        """No more audio: what is open is finished, then iteration ends."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+    async def aclose(self) -> None:
+        """Abandon. Idempotent."""
+        ...
+
+    @property
+    def lag(self) -> float:
+        """Seconds of received audio that are not yet decided on."""
+        ...
+
+
+class Engine(Protocol):
+    """In-process, child process or cluster: the same verbs."""
+
+    async def open_stream(self, options: Options, after: Checkpoint | None = None) -> Stream:
+        """Open, loading the model if need be. Raises UnknownModel, ModelUnavailable, Unsupported, Overloaded."""
+        ...
+
+    def transcribe(
+        self, recording: Recording, options: Options, after: Checkpoint | None = None
+    ) -> AsyncGenerator[Transcribed, None]:
+        """Segments of a recording, in order, as they are ready; a Summary last. Closing the generator stops the work.
+
+        Everything that is the client's fault and can be known early (unknown model, unreadable audio, impossible
+        task) is raised by the first step.
+        """
+        ...
+
+    async def load(self, model: str, *, keep_alive: float | None = None) -> ModelInfo:
+        """Load a model, or do nothing if it is. `keep_alive`: seconds without use after which it is unloaded, below
+        zero never; None: the setting."""
+        ...
+
+    async def unload(self, model: str, *, force: bool = False) -> bool:
+        """Unload; False if it was not loaded. In use, it goes when its work is done; `force` ends the work."""
+        ...
+
+    def loaded(self) -> Sequence[ModelInfo]:
+        """The models in memory."""
+        ...
+
+    async def aclose(self) -> None:
+        """Abandon everything and unload."""
+        ...

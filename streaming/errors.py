@@ -1,0 +1,82 @@
+"""One tree of faults. Names say the fault; messages say what was found, what was expected and what to do.
+
+::
+
+    OpenSpeechError
+    ├── InputError                what the client sent cannot be served as it is
+    │   ├── AudioError            the bytes are not audio that can be decoded
+    │   │   ├── NoAudio           nothing in it, or no audio stream
+    │   │   └── TooLong           more audio than is allowed
+    │   ├── Unsupported           the chosen model or this build cannot do that
+    │   └── UnknownModel          no such name in the catalogue
+    ├── ModelUnavailable          the model is known but cannot be loaded or fetched
+    │   └── ModelGone             it was unloaded while the request waited; asking again helps
+    ├── Overloaded                too much to do; `retry_after` seconds
+    └── BackendError              the recogniser failed; the next request may succeed
+"""
+
+from __future__ import annotations
+
+
+class OpenSpeechError(Exception):
+    """Base of all. `str(error)` is a sentence without a capital or full stop that ends in the remedy."""
+
+    param: str | None = None
+    """The request field at fault, by its wire name, where one is."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if param is not None:
+            self.param = param
+
+
+class InputError(OpenSpeechError):
+    """What the client sent cannot be served as it is; sending it again will not help."""
+
+
+class AudioError(InputError):
+    """The bytes are not audio that can be decoded."""
+
+    param = "file"
+
+
+class NoAudio(AudioError):
+    """The file is empty or has no audio stream."""
+
+
+class TooLong(AudioError):
+    """The recording holds more audio than is allowed."""
+
+
+class Unsupported(InputError):
+    """The chosen model, or this build, cannot do what was asked; the message names what can."""
+
+
+class UnknownModel(InputError):
+    """The catalogue has no such name."""
+
+    param = "model"
+
+
+class ModelUnavailable(OpenSpeechError):
+    """The model is known but cannot be loaded or fetched; the message says why and what to do."""
+
+    param = "model"
+
+
+class ModelGone(ModelUnavailable):
+    """The model was unloaded while the request waited for it."""
+
+
+class Overloaded(OpenSpeechError):
+    """Too much to do at the moment."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds after which trying again is sensible."""
+
+
+class BackendError(OpenSpeechError):
+    """The recogniser failed on this piece of work."""

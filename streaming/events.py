@@ -1,0 +1,106 @@
+"""What a stream can tell its client: a closed union, matched exhaustively.
+
+Promises, each a property test: within an utterance `committed` only grows and the final begins with it; every
+`SpeechStarted` is followed by exactly one `Final` or `Failed` of that utterance, in order; positions are sample indices
+from the start of the stream and never go back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from streaming.errors import OpenSpeechError
+from streaming.types import Checkpoint, Word
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStarted:
+    """Somebody speaks."""
+
+    utterance: int
+    at: int
+    """Where the utterance's audio begins, pre-roll included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """What is understood of the open utterance so far."""
+
+    utterance: int
+    revision: int
+    committed: str
+    """Never changes again; grows only."""
+    tentative: str
+    """Follows `committed` and may still change; carries its own leading space."""
+    words: tuple[Word, ...] = ()
+    """All of them, committed ones first; empty unless asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStopped:
+    """The utterance ended; its final follows."""
+
+    utterance: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Eager:
+    """The final as it will be if nobody speaks on; asked for with `eager`."""
+
+    utterance: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechResumed:
+    """An `Eager` came too early: speech went on."""
+
+    utterance: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of a final went, in seconds."""
+
+    queued: float = 0.0
+    decoding: float = 0.0
+    speculated: bool = False
+    """The result existed before the endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """The text of an utterance, once and for ever. `text` may be empty where nothing was said after all."""
+
+    utterance: int
+    text: str
+    words: tuple[Word, ...]
+    start: int
+    end: int
+    """The samples it covers, pre-roll and trailing silence included; finals do not overlap."""
+    language: str | None
+    timing: Timing = Timing()
+    checkpoint: Checkpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Everything sent before the `commit` that carried this id is in finals."""
+
+    id: str | None
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An utterance could not be recognised; the stream goes on."""
+
+    utterance: int
+    error: OpenSpeechError
+
+
+Event: TypeAlias = (
+    SpeechStarted | Partial | SpeechStopped | Eager | SpeechResumed | Final | Marker | Failed
+)

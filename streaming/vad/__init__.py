@@ -1,0 +1,1 @@
+"""Voice activity: the probability that a frame holds speech."""
