@@ -1,0 +1,32 @@
+"""What a request handler may use, besides the request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.requests import HTTPConnection
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+    from streaming.engine import Engine
+    from streaming.models import Catalogue
+
+
+@dataclass(slots=True)
+class Context:
+    """One server's parts; `app.state.context`."""
+
+    settings: Settings
+    engine: Engine
+    catalogue: Catalogue
+    ready: bool = False
+    """Preloading is done and nobody asked the server to stop."""
+    notice: str | None = None
+    """What an operator should know about the set-up, such as that the built-in recogniser is in use."""
+
+
+def context(connection: HTTPConnection) -> Context:
+    """The context of the server that answers `connection` (a Request or a WebSocket)."""
+    found: Context = connection.app.state.context
+    return found

@@ -1,0 +1,96 @@
+"""Every setting, declared once: flag > `STT_*` variable > `--config` TOML > default.
+
+`--help` and `docs/configuration.md` are generated from this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+# Annotated[type, "section", "one sentence"]; the flag is the field's name with dashes, the variable STT_ + upper case.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Effective settings of one server."""
+
+    host: Annotated[str, "server", "address to listen on"] = "127.0.0.1"
+    port: Annotated[int, "server", "port to listen on; 0 picks a free one"] = 8100
+    tls_cert: Annotated[
+        Path | None, "server", "certificate file (PEM); with --tls-key serves HTTPS"
+    ] = None
+    tls_key: Annotated[Path | None, "server", "private key file (PEM)"] = None
+    allow_origins: Annotated[
+        tuple[str, ...], "server", "origins that browsers may call from; none by default"
+    ] = ()
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], "server", "least important log line"
+    ] = "info"
+    log_format: Annotated[Literal["text", "json"], "server", "shape of the log lines"] = "text"
+    api_keys: Annotated[
+        tuple[str, ...], "access", "keys, any of which is accepted as bearer; none: open"
+    ] = ()
+    api_keys_file: Annotated[
+        Path | None, "access", "file with one key a line, for Docker secrets"
+    ] = None
+
+    default_model: Annotated[
+        str | None, "models", "model used where a request names none, or an OpenAI name"
+    ] = None
+    default_backend: Annotated[str, "models", "recogniser for weights that several can read"] = (
+        "faster_whisper"
+    )
+    translation_model: Annotated[
+        str | None, "models", "model for translations the default cannot make"
+    ] = None
+    model: Annotated[
+        tuple[str, ...], "models", "name=path of a model directory; may be repeated"
+    ] = ()
+    alias: Annotated[tuple[str, ...], "models", "name=model; may be repeated"] = ()
+    alias_file: Annotated[Path | None, "models", "JSON file of aliases, {name: model}"] = None
+    model_dir: Annotated[
+        Path | None, "models", "folder of models and downloads; default: the Hugging Face cache"
+    ] = None
+    preload: Annotated[tuple[str, ...], "models", "models loaded at start"] = ()
+    model_keep_alive: Annotated[
+        float, "models", "seconds without use after which a model is unloaded; -1 never"
+    ] = 300.0
+    max_models: Annotated[
+        int | None, "models", "models in memory at most; the least recently used idle one goes"
+    ] = None
+    offline: Annotated[bool, "models", "never touch the network"] = False
+
+    device: Annotated[Literal["auto", "cuda", "cpu"], "recognition", "where models run"] = "auto"
+    device_index: Annotated[int, "recognition", "which GPU"] = 0
+    compute_type: Annotated[
+        str | None,
+        "recognition",
+        "arithmetic: int8, float16, …; default float16 on a GPU, int8 on a CPU",
+    ] = None
+    workers: Annotated[int | None, "recognition", "decodes at the same time; default by cores"] = (
+        None
+    )
+    threads: Annotated[int | None, "recognition", "CPU threads a decode; default by cores"] = None
+    window: Annotated[
+        Literal["auto", "short", "full"], "recognition", "length of Whisper's windows"
+    ] = "auto"
+    beam: Annotated[int, "recognition", "hypotheses kept for recordings"] = 5
+    language: Annotated[
+        str | None, "recognition", "language where a request names none; default: detect"
+    ] = None
+    response_format: Annotated[
+        Literal["json", "text", "srt", "vtt", "verbose_json"],
+        "recognition",
+        "where a request names none",
+    ] = "json"
+
+    max_upload_mb: Annotated[int, "limits", "largest request body in MiB; 413 beyond"] = 1024
+    max_audio_seconds: Annotated[float, "limits", "longest recording; 413 beyond"] = 4 * 3600.0
+    max_requests: Annotated[int, "limits", "recordings at work or waiting; 503 beyond"] = 64
+    max_streams: Annotated[int, "limits", "live streams; refused beyond"] = 256
+    body_timeout: Annotated[
+        float, "limits", "seconds to wait for the next piece of a request body; 408 beyond"
+    ] = 30.0
+    drain_seconds: Annotated[float, "limits", "seconds that running work gets after SIGTERM"] = 10.0
