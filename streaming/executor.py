@@ -1,0 +1,113 @@
+"""A loaded model at work: its scheduler on the event loop, its decodes on worker threads.
+
+Everything but `decode` itself happens on the loop, so that nothing needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+
+from streaming.backends.base import WindowBackend
+from streaming.errors import BackendError, ModelGone, OpenSpeechError
+from streaming.scheduler import Batch, Job, Scheduler
+from streaming.types import ModelInfo
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[Job], None]
+Fail = Callable[[OpenSpeechError], None]
+
+
+class Executor:
+    """Serves the jobs of many owners with one backend. Use it from the event loop's thread only."""
+
+    def __init__(self, backend: WindowBackend, info: ModelInfo, workers: int) -> None:
+        self.backend = backend
+        self.info = info
+        self.scheduler = Scheduler(workers, backend.capabilities.max_batch)
+        self._owners: dict[Hashable, tuple[Deliver, Fail]] = {}
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix=f"decode {info.id}")
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+
+    def attach(self, owner: Hashable, deliver: Deliver, fail: Fail, *, live: bool) -> None:
+        """From now on `deliver` is called, on the loop, with every finished job of `owner`.
+
+        `fail` is called once, if the model is taken away by force.
+        """
+        self._owners[owner] = deliver, fail
+        self.scheduler.live_streams += live
+
+    def detach(self, owner: Hashable, *, live: bool) -> None:
+        """Forget `owner` and drop its waiting jobs; results of running ones go nowhere."""
+        if self._owners.pop(owner, None) is not None:
+            self.scheduler.live_streams -= live
+            self.scheduler.cancel(owner)
+            self._dispatch()
+
+    def submit(self, jobs: list[Job]) -> None:
+        """Queue jobs; they start as soon as a worker is free."""
+        now = time.monotonic()
+        for job in jobs:
+            if self._closed:
+                job.result = ModelGone(f"model {self.info.id} was unloaded; ask again to load it")
+                self._loop.call_soon(self._deliver, job)
+                continue
+            if not job.deadline:
+                job.deadline = now
+            self.scheduler.add(job, now)
+        self._dispatch()
+
+    async def close(self, force: bool) -> None:
+        """Free the model. Decodes that run end first, unless `force`: then their owners get ModelGone at once."""
+        self._closed = True
+        if force:
+            gone = ModelGone(
+                f"model {self.info.id} was unloaded while in use; ask again to load it"
+            )
+            for owner, (_, fail) in list(self._owners.items()):
+                self.scheduler.cancel(owner)
+                fail(gone)
+        await asyncio.to_thread(self._pool.shutdown, wait=True)
+        await asyncio.to_thread(self.backend.close)
+
+    def _dispatch(self) -> None:
+        while not self._closed and (batch := self.scheduler.take(time.monotonic())) is not None:
+            self._pool.submit(self._work, batch)
+
+    def _work(self, batch: Batch) -> None:
+        """On a worker thread."""
+        started = time.monotonic()
+        try:
+            results = self.backend.decode([job.window for job in batch.jobs])
+            for job, result in zip(batch.jobs, results, strict=True):
+                job.result = result
+        except OpenSpeechError as error:
+            for job in batch.jobs:
+                job.result = error
+        except Exception:
+            log.exception("decoding a batch of %d windows failed", len(batch.jobs))
+            for job in batch.jobs:
+                job.result = BackendError(
+                    "the recogniser failed on this audio; try again, and see the server's log"
+                )
+        ended = time.monotonic()
+        try:
+            self._loop.call_soon_threadsafe(self._done, batch, started, ended)
+        except RuntimeError:
+            log.debug("the event loop closed before a decode was done")
+
+    def _done(self, batch: Batch, started: float, ended: float) -> None:
+        self.scheduler.done(batch, ended - started)
+        self._dispatch()  # first keep the workers busy, then think about the results
+        for job in batch.jobs:
+            job.started, job.finished = started, ended
+            self._deliver(job)
+
+    def _deliver(self, job: Job) -> None:
+        if job.owner in self._owners:
+            self._owners[job.owner][0](job)

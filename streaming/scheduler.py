@@ -1,0 +1,197 @@
+"""Which decodes run next, and which of them together. Pure: time comes in as an argument.
+
+Final before speculative before partial before bulk; within a class the earliest deadline; at most one pending job of an
+owner below final, where the newer replaces the older. A batch takes the first job and fills up with others of its key,
+while the predicted time stays within a budget. Nothing waits while a worker is idle. Learned from RealtimeSTT's
+`FairInferenceQueue` and text-embeddings-inference's queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from streaming.backends.base import Hypothesis, Window
+
+
+class Lane(IntEnum):
+    """Classes of work, most urgent first."""
+
+    FINAL = 0
+    SPECULATIVE = 1
+    PARTIAL = 2
+    BULK = 3
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One window to decode for one session or recording."""
+
+    owner: Hashable
+    lane: Lane
+    window: Window
+    key: Hashable
+    """Windows of one key may share a batch."""
+    tag: object = None
+    """The owner's own; comes back with the result."""
+    deadline: float = 0.0
+    """Seconds on the caller's clock; orders jobs of one lane."""
+    added: float = 0.0
+    started: float = 0.0
+    finished: float = 0.0
+    result: Hypothesis | Exception | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Jobs of one key that run in one call."""
+
+    jobs: list[Job]
+    lane: Lane
+    predicted: float | None
+    cancelled: bool = field(default=False)
+
+
+@dataclass(slots=True)
+class _Cost:
+    """Seconds of a batch of n windows: fixed + each * n, fitted with forgetting."""
+
+    n: float = 0.0
+    nn: float = 0.0
+    t: float = 0.0
+    nt: float = 0.0
+    weight: float = 0.0
+
+    def learn(self, size: int, seconds: float) -> None:
+        keep = 0.9
+        self.weight = self.weight * keep + 1
+        self.n = self.n * keep + size
+        self.nn = self.nn * keep + size * size
+        self.t = self.t * keep + seconds
+        self.nt = self.nt * keep + size * seconds
+
+    def predict(self, size: int) -> float:
+        mean_n, mean_t = self.n / self.weight, self.t / self.weight
+        spread = self.nn / self.weight - mean_n * mean_n
+        if spread < 0.05:  # one size only so far: believe that every window costs the same
+            return mean_t * size / mean_n
+        slope = (self.nt / self.weight - mean_n * mean_t) / spread
+        slope = min(max(slope, 0.0), mean_t / mean_n)
+        return max(mean_t + slope * (size - mean_n), 0.0)
+
+
+class Scheduler:
+    """Add jobs; take batches whenever a worker is free; report each when it is done."""
+
+    BUDGET = 0.12
+    """Seconds a batch may take, if one window takes less than half of it."""
+    BULK_SHARE = 0.1
+    """Share of the work that recordings get even while streams would take it all."""
+
+    def __init__(self, workers: int, max_batch: int) -> None:
+        self.workers = workers
+        self.max_batch = max_batch
+        self.live_streams = 0
+        """Streams open now: while there are any, bulk leaves them a worker."""
+        # Bounded: below final by one job an owner; finals by the audio that back-pressure lets a stream be
+        # behind; bulk by the lookahead of each recording.
+        self._waiting: dict[Lane, list[Job]] = {lane: [] for lane in Lane}
+        self._running: list[Batch] = []
+        self._costs: dict[Hashable, _Cost] = {}  # bounded: keys are few; see done()
+        self._served = {False: 0.0, True: 0.0}  # recent seconds of work, by being bulk
+
+    def add(self, job: Job, now: float) -> Job | None:
+        """Queue `job`; the pending one of its owner that it makes pointless is dropped and returned."""
+        job.added = now
+        dropped = None
+        if job.lane is not Lane.BULK:
+            for lane in (Lane.SPECULATIVE, Lane.PARTIAL):
+                for other in self._waiting[lane]:
+                    if other.owner == job.owner:
+                        self._waiting[lane].remove(other)
+                        dropped = other
+                        break
+        queue = self._waiting[job.lane]
+        at = len(queue)
+        while at > 0 and queue[at - 1].deadline > job.deadline:
+            at -= 1
+        queue.insert(at, job)
+        return dropped
+
+    def cancel(self, owner: Hashable) -> list[Job]:
+        """Drop everything of `owner` that has not started."""
+        dropped = []
+        for lane, queue in self._waiting.items():
+            dropped += [job for job in queue if job.owner == owner]
+            self._waiting[lane] = [job for job in queue if job.owner != owner]
+        return dropped
+
+    def take(self, now: float) -> Batch | None:
+        """The next batch for a free worker, or None if nothing may run now."""
+        if len(self._running) >= self.workers:
+            return None
+        lane = self._lane()
+        if lane is None:
+            return None
+        queue = self._waiting[lane]
+        first = queue[0]
+        chosen, budget = [first], self._budget(first.key)
+        # A batch fills up with work of its key: first of its lane, then of the ones below, bulk excepted.
+        lanes = [lane] if lane is Lane.BULK else [each for each in Lane if lane <= each < Lane.BULK]
+        for each in lanes:
+            for job in self._waiting[each]:
+                if len(chosen) >= self.max_batch:
+                    break
+                if job is first or job.key != first.key:
+                    continue
+                predicted = self._predict(first.key, len(chosen) + 1)
+                if predicted is None or predicted > budget:
+                    break
+                chosen.append(job)
+        for job in chosen:
+            self._waiting[job.lane].remove(job)
+            job.started = now
+        batch = Batch(chosen, lane, self._predict(first.key, len(chosen)))
+        self._running.append(batch)
+        return batch
+
+    def done(self, batch: Batch, seconds: float) -> None:
+        """`batch` took `seconds` of its worker's time."""
+        self._running.remove(batch)
+        if len(self._costs) > 256:
+            self._costs.clear()  # prompts of every length make keys; the costs are learned again at once
+        self._costs.setdefault(batch.jobs[0].key, _Cost()).learn(len(batch.jobs), seconds)
+        for bulk in self._served:
+            self._served[bulk] *= 0.98
+        self._served[batch.lane is Lane.BULK] += seconds
+
+    def waiting(self, lane: Lane | None = None) -> int:
+        """Jobs queued, of one lane or of all."""
+        return sum(len(queue) for each, queue in self._waiting.items() if lane in (None, each))
+
+    @property
+    def running(self) -> int:
+        """Batches at work."""
+        return len(self._running)
+
+    def _lane(self) -> Lane | None:
+        bulk_running = sum(batch.lane is Lane.BULK for batch in self._running)
+        room = self.workers - 1 if self.live_streams and self.workers > 1 else self.workers
+        bulk_may = bool(self._waiting[Lane.BULK]) and bulk_running < room
+        if bulk_may and not bulk_running:
+            total = self._served[False] + self._served[True]
+            if total > 1.0 and self._served[True] < self.BULK_SHARE * total:
+                return Lane.BULK
+        for lane in Lane:
+            if self._waiting[lane] and (lane is not Lane.BULK or bulk_may):
+                return lane
+        return None
+
+    def _predict(self, key: Hashable, size: int) -> float | None:
+        cost = self._costs.get(key)
+        return None if cost is None else cost.predict(size)
+
+    def _budget(self, key: Hashable) -> float:
+        one = self._predict(key, 1)
+        return self.BUDGET if one is None else max(self.BUDGET, 2 * one)

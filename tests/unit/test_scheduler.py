@@ -1,0 +1,159 @@
+"""The scheduler runs the right work first, together, and starves nobody."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming.backends.base import Window
+from streaming.scheduler import Batch, Job, Lane, Scheduler
+
+SILENCE = Window(np.zeros(1, np.float32))
+
+
+def job(owner: object, lane: Lane, *, key: str = "10 s", deadline: float = 0.0) -> Job:
+    return Job(owner, lane, SILENCE, key, deadline=deadline)
+
+
+def taken(batch: Batch | None) -> list[object]:
+    return [each.owner for each in batch.jobs] if batch else []
+
+
+def learned(workers: int = 1, max_batch: int = 8, seconds: float = 0.01) -> Scheduler:
+    """A scheduler that knows what batches of its two keys cost."""
+    scheduler = Scheduler(workers, max_batch)
+    for key in ("10 s", "30 s"):
+        for size in (1, 2):
+            for number in range(size):
+                scheduler.add(job(("teacher", number), Lane.FINAL, key=key), 0)
+            if size == 1 or scheduler._costs.get(key):
+                batch = scheduler.take(0)
+                assert batch is not None
+                scheduler.done(batch, seconds * len(batch.jobs))
+                while (rest := scheduler.take(0)) is not None:
+                    scheduler.done(rest, seconds * len(rest.jobs))
+    return scheduler
+
+
+def test_finals_go_before_speculation_before_partials_before_recordings() -> None:
+    scheduler = Scheduler(1, 1)
+    for lane in (Lane.BULK, Lane.PARTIAL, Lane.SPECULATIVE, Lane.FINAL):
+        scheduler.add(job(lane.name, lane), 0)
+    order = []
+    while (batch := scheduler.take(0)) is not None:
+        order += taken(batch)
+        scheduler.done(batch, 0.01)
+    assert order == ["FINAL", "SPECULATIVE", "PARTIAL", "BULK"]
+
+
+def test_the_earliest_deadline_goes_first() -> None:
+    scheduler = Scheduler(1, 1)
+    for owner, deadline in (("b", 2.0), ("c", 3.0), ("a", 1.0)):
+        scheduler.add(job(owner, Lane.PARTIAL, deadline=deadline), 0)
+    assert taken(scheduler.take(0)) == ["a"]
+
+
+def test_a_newer_partial_replaces_the_older_one_of_its_owner() -> None:
+    scheduler = Scheduler(1, 1)
+    old, other = job("a", Lane.PARTIAL), job("b", Lane.PARTIAL)
+    scheduler.add(old, 0)
+    scheduler.add(other, 0)
+    assert scheduler.add(job("a", Lane.SPECULATIVE), 0) is old
+    assert scheduler.waiting() == 2
+
+
+def test_finals_of_one_owner_are_all_kept() -> None:
+    scheduler = Scheduler(1, 1)
+    assert scheduler.add(job("a", Lane.FINAL), 0) is None
+    assert scheduler.add(job("a", Lane.FINAL), 0) is None
+    assert scheduler.waiting(Lane.FINAL) == 2
+
+
+def test_many_sessions_share_a_batch_if_their_windows_are_alike() -> None:
+    scheduler = learned()
+    for owner in "abc":
+        scheduler.add(job(owner, Lane.PARTIAL), 0)
+    scheduler.add(job("long", Lane.PARTIAL, key="30 s"), 0)
+    scheduler.add(job("d", Lane.FINAL), 0)
+    assert taken(scheduler.take(0)) == ["d", "a", "b", "c"]
+
+
+def test_a_batch_keeps_to_its_budget() -> None:
+    scheduler = learned(seconds=0.05)
+    for owner in range(8):
+        scheduler.add(job(owner, Lane.PARTIAL), 0)
+    assert len(taken(scheduler.take(0))) == 2
+
+
+def test_work_of_unknown_cost_runs_alone_first() -> None:
+    scheduler = Scheduler(1, 8)
+    for owner in "ab":
+        scheduler.add(job(owner, Lane.PARTIAL), 0)
+    assert taken(scheduler.take(0)) == ["a"]
+
+
+def test_recordings_leave_a_worker_to_streams_while_there_are_any() -> None:
+    scheduler = Scheduler(2, 1)
+    for owner in "ab":
+        scheduler.add(job(owner, Lane.BULK), 0)
+    scheduler.live_streams = 1
+    assert taken(scheduler.take(0)) == ["a"]
+    assert scheduler.take(0) is None
+    scheduler.live_streams = 0
+    assert taken(scheduler.take(0)) == ["b"]
+
+
+def test_recordings_get_a_tenth_even_under_a_flood_of_finals() -> None:
+    scheduler, bulk, total = Scheduler(1, 1), 0, 400
+    for number in range(total):
+        scheduler.add(job(number, Lane.FINAL), number)
+        scheduler.add(job("file", Lane.BULK), number)
+        batch = scheduler.take(number)
+        assert batch is not None
+        bulk += batch.lane is Lane.BULK
+        scheduler.done(batch, 0.1)
+    assert 0.07 * total < bulk < 0.15 * total
+
+
+def test_a_client_that_leaves_leaves_nothing_behind() -> None:
+    scheduler = Scheduler(1, 1)
+    for lane in Lane:
+        scheduler.add(job("gone", lane), 0)
+    scheduler.add(job("here", Lane.BULK), 0)
+    scheduler.cancel("gone")
+    assert scheduler.waiting() == 1
+    assert taken(scheduler.take(0)) == ["here"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(list(Lane)), st.sampled_from(["5 s", "30 s"])),
+        max_size=60,
+    ),
+    st.integers(1, 4),
+    st.integers(1, 8),
+)
+def test_every_job_runs_once_or_was_replaced(
+    asked: list[tuple[int, Lane, str]], workers: int, most: int
+) -> None:
+    scheduler, added, gone, ran = Scheduler(workers, most), [], [], []
+    running: list[Batch] = []
+    for turn, (owner, lane, key) in enumerate(asked):
+        added.append(job(owner, lane, key=key))
+        gone.append(scheduler.add(added[-1], turn))
+        if batch := scheduler.take(turn):
+            running.append(batch)
+        if len(running) > 1:
+            scheduler.done(running[0], 0.1)
+            ran += running.pop(0).jobs
+    while running or scheduler.waiting():
+        while batch := scheduler.take(0):
+            assert len(batch.jobs) <= most
+            assert len({each.key for each in batch.jobs}) == 1
+            running.append(batch)
+        assert 0 < len(running) <= workers
+        scheduler.done(running[0], 0.1)
+        ran += running.pop(0).jobs
+    dropped = [each for each in gone if each]
+    assert all(each.lane in (Lane.PARTIAL, Lane.SPECULATIVE) for each in dropped)
+    assert len(ran) + len(dropped) == len(added)
+    assert {id(each) for each in ran} | {id(each) for each in dropped} == {id(a) for a in added}
