@@ -7,12 +7,12 @@ same, because frames lie on a grid counted from the first sample.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.segmenter import FRAME, Boundary, Segmenter
+from streaming.segmenter import FRAME, Boundary, Paused, Segmenter, Stopped
 from streaming.timeline import Timeline
 from streaming.types import Options, Samples
 
@@ -86,7 +86,12 @@ class Listener:
             # A commit inside this frame takes effect before it: it is judged whole, as if it came after the cut.
             while self._cuts and not self._cuts[0][1] and self._cuts[0][0] < end:
                 decided += self._cut()
-            decided += self.segmenter.receive_frame(end, probability, level)
+            found = self.segmenter.receive_frame(end, probability, level)
+            if (
+                end > self.timeline.end
+            ):  # the last frame is padded: nothing reaches beyond the audio
+                found = [self._clamped(boundary) for boundary in found]
+            decided += found
             self.heard = end
         return decided + self.settle()
 
@@ -106,6 +111,11 @@ class Listener:
         """Let go of audio that no boundary can refer to any more and that lies before `before`."""
         needed = min(self.segmenter.needed_from, self._asked, self.timeline.end)
         self.timeline.forget(needed if before is None else min(before, needed))
+
+    def _clamped(self, boundary: Boundary) -> Boundary:
+        if isinstance(boundary, Paused | Stopped):
+            return replace(boundary, end=min(boundary.end, self.timeline.end))
+        return boundary
 
     def _cut(self) -> list[Boundary | Cut]:
         at, is_end, marker = self._cuts.popleft()

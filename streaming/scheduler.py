@@ -35,10 +35,14 @@ class Job:
     """Windows of one key may share a batch."""
     tag: object = None
     """The owner's own; comes back with the result."""
+    start: int = 0
+    edge: int = 0
+    """Where the window lies in the owner's audio, in samples."""
     deadline: float = 0.0
     """Seconds on the caller's clock; orders jobs of one lane."""
     added: float = 0.0
-    started: float = 0.0
+    started: float | None = None
+    """None while it waits."""
     finished: float = 0.0
     result: Hypothesis | Exception | None = None
 

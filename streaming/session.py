@@ -2,6 +2,10 @@
 
 Nothing here waits, starts a thread or knows the time. The caller moves what `frames` gives to the detector, what `jobs`
 gives to the scheduler, and what comes back in again.
+
+While somebody speaks the open utterance wants a *partial* decode of its window every `interval` of new speech. At the
+first 64 ms of silence it wants a *speculative final*; if nobody speaks on, that is the final, which then costs no
+time at the endpoint.
 """
 
 from __future__ import annotations
@@ -14,9 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming import evidence
-from streaming.backends.base import Decoding, Hypothesis, Window
+from streaming.agreement import Agreement
+from streaming.backends.base import Capabilities, Decoding, Hypothesis, Window
 from streaming.errors import BackendError, OpenSpeechError
-from streaming.events import Event, Failed, Final, Marker, SpeechStarted, SpeechStopped, Timing
+from streaming.events import (
+    Eager,
+    Event,
+    Failed,
+    Final,
+    Marker,
+    Partial,
+    SpeechResumed,
+    SpeechStarted,
+    SpeechStopped,
+    Timing,
+)
 from streaming.listener import Cut, Listener
 from streaming.scheduler import Job, Lane
 from streaming.segmenter import Boundary, Paused, Resumed, Started, Stopped
@@ -26,15 +42,30 @@ FLOORS = {"auto": 10 * RATE, "short": 5 * RATE, "full": 30 * RATE}
 """Shortest window of a live decode, in samples, by window mode; the reason is in `docs/architecture.md`."""
 RETRY = 0.2
 """The one temperature that a doubtful live result is decoded at again."""
+INTERVAL = RATE // 5
+"""New speech between partial decodes while the device is idle: 200 ms."""
+SURE = 0.8
+"""Language probability of a detection that counts towards the lock."""
+PROMPT_WORDS = 24
+"""Words of scrolled-out text that go into the prompt: enough for style, too few to carry a mistake far."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Utterance:
     number: int
     start: int
+    agreement: Agreement
     end: int | None = None
-    speech_end: int = 0
-    first: Hypothesis | None = None  # a doubtful result that is being decoded again
+    asked: int = 0  # edge of the newest partial decode
+    partial: Job | None = None  # wanted or running
+    final: Job | None = None  # wanted or running: speculative, or the real one
+    guess: Final | None = None  # the final, if nobody speaks on
+    edge: int = 0  # of the audio that `final` and `guess` cover
+    doubted: Hypothesis | None = None  # the first, doubtful result of the job in `final`
+    eager: bool = False  # an Eager event is out
+    revision: int = 0
+    shown: tuple[str, str] = ("", "")
+    language: str | None = None
     outcome: Final | Failed | None = None
     markers: list[Marker] = field(default_factory=list)  # follow this utterance's final
 
@@ -43,13 +74,25 @@ class Session:
     """Promises: see `events`. One owner calls it; every method returns at once."""
 
     def __init__(
-        self, options: Options, key: Callable[[Window], Hashable], after: Checkpoint | None = None
+        self,
+        options: Options,
+        capabilities: Capabilities,
+        key: Callable[[Window], Hashable],
+        after: Checkpoint | None = None,
     ) -> None:
         self.options = options
-        start = after.sample if after else 0
-        self._listener = Listener(options, start)
+        self.interval = INTERVAL
+        """Samples of new speech between partial decodes; the shell stretches it under load."""
+        self.speculate = True
+        """Finals are decoded ahead of the endpoint; the shell turns it off under overload."""
+        self._capabilities = capabilities
+        self._listener = Listener(options, after.sample if after else 0)
         self._key = key
+        self._floor = min(FLOORS[options.window or "auto"], capabilities.full)
         self._language = options.language or (after.language if after else None)
+        self._detected: str | None = (
+            None  # the last sure detection; two that agree lock the language
+        )
         self._numbers = after.utterance + 1 if after else 0
         self._open: deque[_Utterance] = (
             deque()
@@ -67,7 +110,7 @@ class Session:
 
     @property
     def backlog(self) -> int:
-        """Samples received whose fate is not decided though it could be: not judged yet, or waiting for their final."""
+        """Samples whose fate could be decided and is not: not judged yet, or waiting for their final."""
         unheard = max(0, self.received - self._listener.heard)
         return unheard + sum(each.end - each.start for each in self._open if each.end is not None)
 
@@ -95,19 +138,19 @@ class Session:
 
     def receive_result(self, job: Job) -> None:
         """A job came back with its result or its error."""
-        utterance = next((each for each in self._open if each is job.tag), None)
-        if utterance is None:
-            return
-        result = job.result
-        if isinstance(result, Hypothesis):
-            self._understand(utterance, job, result)
-        else:
-            error = result if isinstance(result, OpenSpeechError) else BackendError(str(result))
-            utterance.outcome = Failed(utterance.number, error)
+        utterance = job.tag
+        assert isinstance(utterance, _Utterance)
+        if job is utterance.final:
+            self._receive_final(utterance, job)
+        elif job is utterance.partial:
+            utterance.partial = None
+            if isinstance(job.result, Hypothesis) and utterance.end is None:
+                self._receive_partial(utterance, job, job.result)
+        self._want(utterance)
         self._publish()
 
     def jobs(self) -> list[Job]:
-        """New work since the last call."""
+        """New work since the last call. A job that is no longer `wanted` when it starts may be dropped."""
         taken, self._jobs = self._jobs, []
         return taken
 
@@ -116,67 +159,225 @@ class Session:
         taken, self._events = self._events, []
         return taken
 
+    # What the listener decides.
+
     def _decide(self, boundaries: list[Boundary | Cut]) -> None:
         for boundary in boundaries:
             match boundary:
                 case Started(at):
-                    self._open.append(_Utterance(self._numbers, at))
-                    self._events.append(SpeechStarted(self._numbers, at))
-                    self._numbers += 1
+                    self._start(at)
+                case Paused(_, end):
+                    if self.speculate:
+                        self._speculate(self._open[-1], end)
+                case Resumed():
+                    self._resume(self._open[-1])
                 case Stopped(_, end, speech_end):
-                    utterance = self._open[-1]
-                    utterance.end, utterance.speech_end = end, speech_end
-                    self._events.append(SpeechStopped(utterance.number, speech_end))
-                    self._ask(utterance, evidence.LADDER[0])
+                    self._stop(self._open[-1], end, speech_end)
                 case Cut(at, is_end, marker):
                     self._ended = self._ended or is_end
                     if not is_end:
-                        reached = Marker(marker, at)
-                        waiting = [each for each in self._open if each.end is not None]
-                        if waiting:
-                            waiting[-1].markers.append(reached)
-                        else:
-                            self._events.append(reached)
-                case Paused() | Resumed():
-                    pass
+                        self._mark(Marker(marker, at))
+        if self._open and self._open[-1].end is None:
+            self._want(self._open[-1])
         self._publish()
-        self._listener.forget(self._open[0].start if self._open else None)
+        self._listener.forget(self._open[0].agreement.trim if self._open else None)
 
-    def _ask(self, utterance: _Utterance, temperature: float) -> None:
-        assert utterance.end is not None
-        decoding = Decoding(
-            task=self.options.task,
-            language=self._language,
-            languages=self.options.languages,
-            prompt=self.options.prompt,
-            hotwords=self.options.hotwords,
-            beam=self.options.beam or 1,
-            temperature=max(self.options.temperature, temperature),
-            align=self.options.words,
-            floor=FLOORS[self.options.window or "auto"],
-        )
-        window = Window(self._listener.timeline.read(utterance.start, utterance.end), decoding)
-        self._jobs.append(Job(self, Lane.FINAL, window, self._key(window), utterance))
+    def _start(self, at: int) -> None:
+        utterance = _Utterance(self._numbers, at, Agreement(at, self._capabilities))
+        utterance.asked = at + self.options.pre_roll_ms * RATE // 1000
+        self._numbers += 1
+        self._open.append(utterance)
+        self._events.append(SpeechStarted(utterance.number, at))
 
-    def _understand(self, utterance: _Utterance, job: Job, result: Hypothesis) -> None:
-        if utterance.first is None and evidence.doubtful(result) and result.temperature < RETRY:
-            utterance.first = result
-            self._ask(utterance, RETRY)
+    def _speculate(self, utterance: _Utterance, end: int) -> None:
+        utterance.guess = utterance.doubted = None
+        utterance.edge = end
+        utterance.final = self._ask(utterance, Lane.SPECULATIVE, end)
+
+    def _resume(self, utterance: _Utterance) -> None:
+        # What the speculation found is still good as a hypothesis; as a final it is not.
+        if utterance.eager:
+            self._events.append(SpeechResumed(utterance.number))
+            utterance.eager = False
+        if utterance.final is not None and utterance.partial is None:
+            utterance.partial = utterance.final
+        utterance.asked = max(utterance.asked, utterance.edge)
+        utterance.final = utterance.guess = utterance.doubted = None
+
+    def _stop(self, utterance: _Utterance, end: int, speech_end: int) -> None:
+        utterance.end = end
+        self._events.append(SpeechStopped(utterance.number, speech_end))
+        if utterance.guess is not None and utterance.edge == end:
+            self._finish(utterance, utterance.guess)
+        elif (
+            utterance.final is not None
+            and utterance.edge == end
+            and (utterance.final.started is not None or utterance.final.lane is Lane.FINAL)
+        ):
+            pass  # it is being decoded already; asking again would only take longer
+        else:
+            utterance.doubted = None
+            utterance.edge = end
+            utterance.final = self._ask(utterance, Lane.FINAL, end)
+
+    def _mark(self, marker: Marker) -> None:
+        stopped = [each for each in self._open if each.end is not None]
+        if stopped:
+            stopped[-1].markers.append(marker)
+        else:
+            self._events.append(marker)
+
+    # What is decoded.
+
+    def _want(self, utterance: _Utterance) -> None:
+        """Ask for a partial decode if it is time for one."""
+        if utterance.end is not None or not self.options.partials or utterance.final is not None:
             return
-        if utterance.first is not None and evidence.doubtful(result):
-            result = evidence.better(utterance.first, result)
-        assert utterance.end is not None
-        silent = evidence.silent(result)
-        words = shifted(result.words, utterance.start)
-        utterance.outcome = Final(
-            utterance.number,
-            "" if silent else result.text,
-            () if silent else words,
-            utterance.start,
-            utterance.end,
-            result.language,
-            Timing(job.started - job.added, job.finished - job.started),
+        if utterance.guess is not None:
+            return
+        edge = min(self._listener.heard, self.received)
+        if edge - utterance.asked < self.interval:
+            return
+        if utterance.partial is not None and utterance.partial.started is not None:
+            return
+        utterance.asked = edge
+        utterance.agreement.cut(edge)
+        utterance.partial = self._ask(utterance, Lane.PARTIAL, edge)
+
+    def _ask(
+        self,
+        utterance: _Utterance,
+        lane: Lane,
+        edge: int,
+        *,
+        temperature: float = 0.0,
+        floor: int | None = None,
+    ) -> Job:
+        agreement, options = utterance.agreement, self.options
+        context = " ".join(agreement.scrolled.split(" ")[-PROMPT_WORDS:])
+        decoding = Decoding(
+            task=options.task,
+            language=self._language or utterance.language,
+            languages=options.languages,
+            prompt=(options.prompt + context) if context.strip() else options.prompt,
+            hotwords=options.hotwords,
+            prefix=shifted(agreement.prefix, -agreement.trim),
+            beam=options.beam or 1,
+            temperature=max(options.temperature, temperature),
+            align=lane is Lane.PARTIAL or options.partials or options.words or options.tokens,
+            floor=self._floor if floor is None else floor,
         )
+        window = Window(self._listener.timeline.read(agreement.trim, edge), decoding)
+        job = Job(self, lane, window, self._key(window), utterance, agreement.trim, edge)
+        self._jobs.append(job)
+        return job
+
+    def _receive_partial(self, utterance: _Utterance, job: Job, result: Hypothesis) -> None:
+        if evidence.silent(result) or job.start != utterance.agreement.trim:
+            return
+        self._learn_language(result)
+        words = shifted(result.words, job.start)
+        trusted = not evidence.doubtful(result)
+        changed = utterance.agreement.receive_hypothesis(words, job.edge, trusted=trusted)
+        if utterance.agreement.committed and utterance.language is None:
+            utterance.language = result.language  # the rest of the utterance is decoded in it
+        if changed:
+            self._show(utterance)
+
+    def _receive_final(self, utterance: _Utterance, job: Job) -> None:
+        utterance.final = None
+        result = job.result
+        if not isinstance(result, Hypothesis):
+            error = result if isinstance(result, OpenSpeechError) else BackendError(str(result))
+            if utterance.end is not None:
+                utterance.outcome = Failed(utterance.number, error)
+            return
+        if evidence.doubtful(result) and utterance.doubted is None and result.temperature < RETRY:
+            # Once more before it may become text: in a full window where it was a short one, else warmer.
+            utterance.doubted = result
+            lane = Lane.FINAL if utterance.end is not None else Lane.SPECULATIVE
+            full = self._capabilities.full
+            if (self.options.window or "auto") == "auto" and self._floor < full:
+                utterance.final = self._ask(utterance, lane, job.edge, floor=full)
+            else:
+                utterance.final = self._ask(utterance, lane, job.edge, temperature=RETRY)
+            return
+        if utterance.doubted is not None and evidence.doubtful(result):
+            result = evidence.better(utterance.doubted, result)
+        self._learn_language(result)
+        started = job.added if job.started is None else job.started
+        timing = Timing(started - job.added, job.finished - started, utterance.end is None)
+        final = self._compose(utterance, result, shifted(result.words, job.start), timing)
+        if utterance.end is not None:
+            self._finish(utterance, final)
+            return
+        utterance.guess = final
+        if not evidence.silent(result):
+            words = shifted(result.words, job.start)
+            trusted = not evidence.doubtful(result)
+            changed = utterance.agreement.receive_hypothesis(
+                words, job.edge, at_end=True, trusted=trusted
+            )
+            if changed and self.options.partials:
+                self._show(utterance)
+        if self.options.eager:
+            utterance.eager = True
+            self._events.append(Eager(utterance.number, final.text))
+
+    def _learn_language(self, result: Hypothesis) -> None:
+        """Two sure detections in a row that agree lock the language of the stream."""
+        if self._language is None and (result.language_probability or 0.0) > SURE:
+            if self._detected == result.language:
+                self._language = result.language
+            self._detected = result.language
+
+    # What the client hears.
+
+    def _show(self, utterance: _Utterance) -> None:
+        committed = "".join(word.text for word in utterance.agreement.committed)
+        tentative = "".join(word.text for word in utterance.agreement.tentative)
+        if (committed, tentative) == utterance.shown or not (committed or tentative):
+            return
+        utterance.shown = committed, tentative
+        utterance.revision += 1
+        words = utterance.agreement.committed + utterance.agreement.tentative
+        self._events.append(
+            Partial(
+                utterance.number,
+                utterance.revision,
+                committed,
+                tentative,
+                words if self.options.words else (),
+            )
+        )
+
+    def _compose(
+        self, utterance: _Utterance, result: Hypothesis, words: tuple[Word, ...], timing: Timing
+    ) -> Final:
+        """The final of an utterance that ends at `utterance.edge`: the committed words, then the rest of `words`."""
+        agreement = utterance.agreement
+        if evidence.silent(result):
+            words = agreement.committed
+        elif result.words:
+            words = agreement.finish(words)
+        # Where nothing was aligned nothing was committed either, and the text stands as it is.
+        aligned = bool(result.words or agreement.committed)
+        text = "".join(word.text for word in words) if aligned else result.text
+        return Final(
+            utterance.number,
+            "" if evidence.silent(result) and not aligned else text,
+            words if self.options.words else (),
+            utterance.start,
+            utterance.edge,
+            result.language,
+            timing,
+            Checkpoint(
+                utterance.edge, utterance.number, language=self._language or utterance.language
+            ),
+        )
+
+    def _finish(self, utterance: _Utterance, final: Final) -> None:
+        utterance.outcome = final
 
     def _publish(self) -> None:
         """Finals leave in order, each followed by the markers that wait for it."""
@@ -191,4 +392,6 @@ class Session:
 
 def shifted(words: tuple[Word, ...], by: int) -> tuple[Word, ...]:
     """`words` with their positions moved by `by` samples."""
+    if by == 0:
+        return words
     return tuple(replace(word, start=word.start + by, end=word.end + by) for word in words)

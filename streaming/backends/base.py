@@ -55,6 +55,8 @@ class Decoding:
     temperature: float = 0.0
     align: bool = False
     """Word times are wanted."""
+    anchored: bool = False
+    """Decode with timestamp tokens, where the recogniser has any: they keep its place in a window of many sentences."""
     floor: int = 0
     """Samples (silence appended) a padded recogniser's window has at least; 30 s is a full Whisper window. The
     recogniser adds the tail it needs and rounds up to its buckets."""

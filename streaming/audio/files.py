@@ -1,0 +1,193 @@
+"""Samples from any container, by content, through PyAV. What a file claims about itself is never believed.
+
+Demuxers that open other files or sockets (playlists, concat scripts, SDP) are not on the list; FFmpeg sees an object
+without a name and no protocol; video is never decoded; lengths are counted, not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import SEEK_END
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.errors import AudioError, NoAudio, TooLong
+from streaming.types import RATE, Samples
+
+DEMUXERS = (
+    "wav,w64,aiff,au,flac,mp3,ogg,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,aac,amr,asf,caf,ac3,eac3,wv,tta,"
+    "avi,flv,mpegts,mpeg,adts,loas,ape,dsf,oga,opus"
+)
+"""Those that read one file and nothing else."""
+KNOWN = "flac, m4a, mp3, mp4, mpeg, mpga, oga, ogg, wav and webm"
+"""What the error messages promise; more works."""
+CHUNK = RATE
+"""Samples yielded at a time, about."""
+BAD_PACKETS = 50
+"""Broken packets that are skipped before the rest of the file is given up."""
+RATES = 4_000, 768_000
+CHANNELS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a container says about its audio."""
+
+    duration: int | None
+    """Samples at 16 kHz; None where it does not say or cannot be believed."""
+    codec: str
+    rate: int
+    channels: int
+
+
+class _Nameless:
+    """A file without `.name`, which PyAV would take for a URL."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
+        self.seek = file.seek
+        self.tell = file.tell
+
+
+def probe(path: Path) -> Probe:
+    """Open and look, without decoding. Raises NoAudio or AudioError."""
+    with _open(path) as (container, stream):
+        duration = None
+        if stream.duration is not None and stream.time_base is not None:
+            duration = int(stream.duration * stream.time_base * RATE)
+        elif container.duration:
+            duration = container.duration * RATE // 1_000_000
+        if duration is not None and not 0 < duration < 10**12:
+            duration = None
+        return Probe(duration, stream.codec_context.name, stream.rate, stream.channels)
+
+
+def decode(path: Path, *, limit: float = 4 * 3600.0) -> Iterator[Samples]:
+    """The file's audio in chunks of about a second: float32 mono at 16 kHz.
+
+    Lazy: memory holds a few chunks, however long the file is or says it is. What decodes before a file breaks off is
+    yielded; a file of which nothing decodes raises AudioError, one longer than `limit` seconds TooLong.
+    """
+    import av
+    import soxr
+
+    most = int(limit * RATE)
+    with _open(path) as (container, stream):
+        resampler: Any = None
+        shape: tuple[int, int] | None = None  # rate and channels of the frames so far
+        held: list[Samples] = []
+        have = total = bad = 0
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                frames = [] if packet is None else packet.decode()
+            except (av.FFmpegError, ValueError, OSError) as error:
+                bad += 1
+                if bad > BAD_PACKETS or isinstance(error, av.EOFError | av.ExitError):
+                    break
+                continue
+            for frame in frames:
+                _check(frame.sample_rate, len(frame.layout.channels))
+                now = frame.sample_rate, len(frame.layout.channels)
+                if shape is not None and now[0] != shape[0] and resampler is not None:
+                    held.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+                    resampler = None
+                shape = now
+                mono = _mono(frame)
+                if frame.sample_rate != RATE:
+                    if resampler is None:
+                        resampler = soxr.ResampleStream(frame.sample_rate, RATE, 1, "float32")
+                    mono = resampler.resample_chunk(mono)
+                held.append(mono)
+                have += len(mono)
+                total += len(mono)
+                if total > most:
+                    raise TooLong(
+                        f"the recording is longer than {limit:g} seconds, the longest allowed here;"
+                        " send it in pieces or raise max_audio_seconds"
+                    )
+                while have >= CHUNK:
+                    joined = np.concatenate(held)
+                    yield joined[:CHUNK]
+                    held, have = [joined[CHUNK:]], have - CHUNK
+            if packet is None:
+                break
+        if resampler is not None:
+            held.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+        rest = np.concatenate(held) if held else np.zeros(0, np.float32)
+        if total + len(rest) == 0 and have == 0:
+            raise AudioError(
+                f"the audio could not be decoded: the file is damaged; send one of {KNOWN}"
+            )
+        if len(rest):
+            yield rest
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[Any, Any]]:
+    import av
+
+    av.logging.set_level(None)
+    with path.open("rb") as file:
+        if file.seek(0, SEEK_END) == 0:
+            raise NoAudio("the file is empty; send a recording")
+        file.seek(0)
+        try:
+            container = av.open(
+                _Nameless(file),
+                mode="r",
+                metadata_errors="ignore",
+                timeout=5,
+                options={"protocol_whitelist": "none", "format_whitelist": DEMUXERS},
+            )
+        except (av.FFmpegError, ValueError, OSError, UnicodeError):
+            raise AudioError(
+                f"the file is not audio that can be decoded; send one of {KNOWN} (headerless samples need a header)"
+            ) from None
+        with container:
+            if not container.streams.audio:
+                raise NoAudio("the file has no audio stream; send a recording with sound")
+            stream = container.streams.audio[0]
+            try:
+                rate, channels = stream.rate or 0, stream.channels
+            except (av.FFmpegError, AttributeError):
+                rate, channels = 0, 0
+            if rate or channels:
+                _check(rate, channels)
+            yield container, stream
+
+
+def _check(rate: int, channels: int) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(
+            f"the audio's sample rate is {rate}; it must lie between {RATES[0]} and {RATES[1]} Hz"
+        )
+    if not 1 <= channels <= CHANNELS:
+        raise AudioError(f"the audio has {channels} channels; at most {CHANNELS} are mixed down")
+
+
+def _mono(frame: Any) -> Samples:
+    """The mean of a frame's channels, shape ``(n,)``, in [-1, 1]."""
+    data: NDArray[Any] = frame.to_ndarray()
+    samples: NDArray[Any]
+    channels = len(frame.layout.channels)
+    if not frame.format.is_planar:
+        data = data.reshape(-1, channels).T
+    if data.dtype == np.uint8:
+        samples = (data.astype(np.float32) - 128) / 128
+    elif np.issubdtype(data.dtype, np.signedinteger):
+        samples = data.astype(np.float32) / float(-int(np.iinfo(data.dtype).min))
+    else:
+        samples = data.astype(np.float32, copy=False)
+        if not np.isfinite(samples).all():
+            raise AudioError(
+                "the recording holds samples that are not numbers (NaN or infinite); write the file again"
+            )
+    mixed: Samples = samples[0] if channels == 1 else samples.mean(axis=0, dtype=np.float32)
+    return mixed

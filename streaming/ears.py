@@ -1,0 +1,72 @@
+"""The detector at work for all live streams: one call a tick, on one thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.types import Samples
+from streaming.vad.detector import Detector
+
+
+class Ear(Protocol):
+    """A stream as the detector sees it."""
+
+    def frames(self) -> Samples:
+        """Frames to judge, shape ``(k * 512,)``; k may be 0."""
+        ...
+
+    def receive_probabilities(self, frames: Samples, probabilities: NDArray[np.float32]) -> None:
+        """What the detector said of them."""
+        ...
+
+
+class Ears:
+    """While a call runs, the next frames of every stream gather; so load makes calls wider, not more frequent."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self._waiting: dict[Ear, tuple[object, Callable[[], None]]] = {}  # bounded by open streams
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ears")
+        self._task: asyncio.Task[None] | None = None
+
+    def listen(self, ear: Ear, state: object, heard: Callable[[], None]) -> None:
+        """`ear` has frames; `heard` is called, on the loop, after it got their probabilities."""
+        self._waiting[ear] = state, heard
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._tick())
+
+    def forget(self, ear: Ear) -> None:
+        """The stream is gone."""
+        self._waiting.pop(ear, None)
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        self._waiting.clear()
+        if self._task is not None:
+            await self._task
+        self._pool.shutdown()
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting:
+                ears, self._waiting = self._waiting, {}
+                batch = [(ear, *rest, ear.frames()) for ear, rest in ears.items()]
+                batch = [row for row in batch if len(row[3])]
+                if not batch:
+                    continue
+                states, frames = [row[1] for row in batch], [row[3] for row in batch]
+                found = await loop.run_in_executor(
+                    self._pool, self._detector.detect, states, frames
+                )
+                for (ear, _, heard, asked), probabilities in zip(batch, found, strict=True):
+                    ear.receive_probabilities(asked, probabilities)
+                    heard()
+        finally:
+            self._task = None

@@ -1,0 +1,438 @@
+"""The engine in this process: threads, event loop, mailboxes, admission.
+
+The pure parts decide; this shell carries: audio to the detector's thread, jobs to the model's threads, events to the
+client's queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.audio import files
+from streaming.backends.base import Loader, WindowBackend
+from streaming.ears import Ears
+from streaming.errors import ModelUnavailable, OpenSpeechError, Overloaded, Unsupported
+from streaming.events import Event
+from streaming.executor import Executor
+from streaming.models import Catalogue
+from streaming.recording import RecordingSession
+from streaming.residency import Residency
+from streaming.scheduler import Job
+from streaming.segmenter import FRAME
+from streaming.session import Session
+from streaming.types import (
+    RATE,
+    Checkpoint,
+    Device,
+    ModelInfo,
+    Options,
+    Recording,
+    Samples,
+    Transcribed,
+    WindowMode,
+)
+from streaming.vad.detector import Detector
+
+log = logging.getLogger(__name__)
+
+GULP = 128 * FRAME
+"""Samples read from a recording at a time: 4.1 s, whole frames."""
+LAG = 30 * RATE
+"""Samples a stream may be behind before its sender is slowed down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the engine uses the machine; plain values from the settings."""
+
+    device: Device
+    window: WindowMode = "auto"
+    beam: int = 5
+    """For recordings; streams use 1."""
+    keep_alive: float = 300.0
+    max_models: int | None = None
+    max_recordings: int = 64
+    max_streams: int = 256
+
+
+class LocalEngine:
+    """See `engine.Engine`. Create and use it on one event loop; nothing is loaded before it is needed."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        loaders: Mapping[str, Loader],
+        detector: Callable[[], Detector],
+        plan: Plan,
+    ) -> None:
+        self._catalogue = catalogue
+        self._loaders = loaders
+        self._plan = plan
+        self._make_detector = detector
+        self._detector: Detector | None = None
+        self._ears: Ears | None = None
+        self._media = ThreadPoolExecutor(4, thread_name_prefix="media")  # decoding of containers
+        self._models: Residency[Executor] = Residency(
+            self._load, Executor.close, limit=plan.max_models, keep_alive=plan.keep_alive
+        )
+        self._streams = 0
+        self._recordings = 0
+
+    async def open_stream(self, options: Options, after: Checkpoint | None = None) -> LocalStream:
+        """See `Engine.open_stream`."""
+        if self._streams >= self._plan.max_streams:
+            raise Overloaded(
+                f"{self._streams} streams are open, which is the limit; try again later",
+                retry_after=5,
+            )
+        self._streams += 1
+        stack = AsyncExitStack()
+        stack.callback(self._close_one_stream)
+        try:
+            options = replace(options, window=options.window or self._plan.window)
+            entry = self._catalogue.resolve(
+                options.model, task=options.task, language=options.language
+            )
+            executor = await stack.enter_async_context(self._models.lease(entry.id))
+            detector = await self._get_detector()
+            if self._ears is None:
+                self._ears = Ears(detector)
+            stream = LocalStream(options, executor, self._ears, detector.open(), after, stack)
+        except BaseException:
+            await stack.aclose()
+            raise
+        return stream
+
+    async def transcribe(
+        self, recording: Recording, options: Options, after: Checkpoint | None = None
+    ) -> AsyncGenerator[Transcribed, None]:
+        """See `Engine.transcribe`."""
+        if self._recordings >= self._plan.max_recordings:
+            raise Overloaded(
+                f"{self._recordings} recordings are at work or waiting, which is the limit; try again later",
+                retry_after=5,
+            )
+        self._recordings += 1
+        try:
+            options = replace(
+                options,
+                window=options.window or self._plan.window,
+                beam=options.beam or self._plan.beam,
+            )
+            entry = self._catalogue.resolve(
+                options.model, task=options.task, language=options.language
+            )
+            # Before anything is loaded: a file that cannot be read is the commonest fault, and the cheapest to find.
+            loop = asyncio.get_running_loop()
+            probe = await loop.run_in_executor(self._media, files.probe, recording.path)
+            async with self._models.lease(entry.id) as executor:
+                work = _Reading(self, executor, recording, options, probe.duration)
+                try:
+                    async for item in work.items():
+                        yield item
+                finally:
+                    await work.aclose()
+        finally:
+            self._recordings -= 1
+
+    async def load(self, model: str, *, keep_alive: float | None = None) -> ModelInfo:
+        """See `Engine.load`."""
+        entry = self._catalogue.resolve(model)
+        executor = await self._models.load(entry.id, keep_alive=keep_alive)
+        return executor.info
+
+    async def unload(self, model: str, *, force: bool = False) -> bool:
+        """See `Engine.unload`."""
+        return await self._models.unload(self._catalogue.resolve(model).id, force=force)
+
+    def loaded(self) -> Sequence[ModelInfo]:
+        """See `Engine.loaded`."""
+        return [
+            replace(
+                resident.value.info,
+                streams=resident.leases,
+                idle_seconds=resident.idle,
+                expires_in=resident.expires_in,
+            )
+            for resident in self._models.snapshot()
+        ]
+
+    async def aclose(self) -> None:
+        """See `Engine.aclose`."""
+        await self._models.aclose()
+        if self._ears is not None:
+            await self._ears.aclose()
+        self._media.shutdown(wait=False, cancel_futures=True)
+
+    def _close_one_stream(self) -> None:
+        self._streams -= 1
+
+    async def _get_detector(self) -> Detector:
+        if self._detector is None:
+            made = await asyncio.to_thread(self._make_detector)
+            self._detector = self._detector or made
+        return self._detector
+
+    async def _load(self, key: str) -> Executor:
+        entry = self._catalogue.entry(key)
+        started = time.monotonic()
+        path = await asyncio.to_thread(self._catalogue.ensure, entry)
+        loader = self._loaders.get(entry.backend)
+        if loader is None:
+            raise ModelUnavailable(
+                f"model {key} needs the backend {entry.backend}, which is not installed;"
+                f" installed are {', '.join(sorted(self._loaders))}"
+            )
+        device = self._plan.device
+        backend = await asyncio.to_thread(loader.load, path, device)
+        if not isinstance(backend, WindowBackend):
+            raise ModelUnavailable(f"backend {entry.backend} cannot decode windows")
+        seconds = time.monotonic() - started
+        log.info("model %s loaded in %.1f s (%s)", key, seconds, entry.backend)
+        info = ModelInfo(
+            id=key,
+            backend=entry.backend,
+            device=device.kind,
+            compute_type=backend.compute_type,
+            load_seconds=seconds,
+            memory=backend.memory,
+            languages=backend.capabilities.languages,
+            tasks=backend.capabilities.tasks,
+        )
+        return Executor(backend, info, device.workers)
+
+
+class LocalStream:
+    """See `engine.Stream`."""
+
+    def __init__(
+        self,
+        options: Options,
+        executor: Executor,
+        ears: Ears,
+        state: object,
+        after: Checkpoint | None,
+        stack: AsyncExitStack,
+    ) -> None:
+        self._session = Session(options, executor.backend.capabilities, executor.backend.key, after)
+        self._executor = executor
+        self._ears = ears
+        self._state = state
+        self._stack = stack
+        self._events: deque[Event] = (
+            deque()
+        )  # bounded by the reader: the server replaces stale partials, see sockets
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._error: OpenSpeechError | None = None
+        self._closed = False
+        self.model = executor.info.id
+        executor.attach(self._session, self._deliver, self._fail, live=True)
+
+    @property
+    def received(self) -> int:
+        """Samples taken so far."""
+        return self._session.received
+
+    @property
+    def lag(self) -> float:
+        """Seconds of received audio that are not yet decided on."""
+        return self._session.backlog / RATE
+
+    async def send(self, samples: Samples) -> None:
+        """Append audio; waits while the stream is more than 30 s behind."""
+        await self._room.wait()
+        self._session.receive_audio(samples)
+        self._ears.listen(self._session, self._state, self._pump)
+        self._check_room()
+
+    async def commit(self, marker: str | None = None) -> None:
+        """See `Stream.commit`."""
+        self._session.receive_commit(marker)
+        self._pump()
+
+    async def end(self) -> None:
+        """See `Stream.end`."""
+        self._session.receive_end()
+        self._ears.listen(self._session, self._state, self._pump)
+        self._pump()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Events in order; ends after the last. Raises if the stream cannot go on."""
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._error is not None:
+                raise self._error
+            if self._session.finished or self._closed:
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    async def aclose(self) -> None:
+        """See `Stream.aclose`."""
+        if not self._closed:
+            self._closed = True
+            self._ears.forget(self._session)
+            self._executor.detach(self._session, live=True)
+            self._news.set()
+            self._room.set()
+            await self._stack.aclose()
+
+    def _deliver(self, job: Job) -> None:
+        self._session.receive_result(job)
+        self._pump()
+
+    def _fail(self, error: OpenSpeechError) -> None:
+        self._error = error
+        self._news.set()
+        self._room.set()
+
+    def _pump(self) -> None:
+        if self._closed:
+            return
+        if jobs := self._session.jobs():
+            self._executor.submit(jobs)
+        self._events.extend(self._session.events())
+        if self._events or self._session.finished:
+            self._news.set()
+        self._check_room()
+
+    def _check_room(self) -> None:
+        if self._session.backlog > LAG and self._error is None and not self._closed:
+            self._room.clear()
+        else:
+            self._room.set()
+
+
+class _Reading:
+    """One recording on its way through a model."""
+
+    def __init__(
+        self,
+        engine: LocalEngine,
+        executor: Executor,
+        recording: Recording,
+        options: Options,
+        total: int | None,
+    ) -> None:
+        capabilities = executor.backend.capabilities
+        if options.task != "detect" and options.task not in capabilities.tasks:
+            raise Unsupported(f"model {executor.info.id} cannot {options.task}", param="model")
+        lookahead = max(2 * executor.scheduler.workers, capabilities.max_batch)
+        self._session = RecordingSession(
+            options,
+            capabilities,
+            executor.backend.key,
+            model=executor.info.id,
+            lookahead=lookahead,
+            total=total,
+        )
+        self._engine = engine
+        self._executor = executor
+        self._source = _Gulps(files.decode(recording.path, limit=recording.limit))
+        self._results: asyncio.Queue[Job | OpenSpeechError] = (
+            asyncio.Queue()
+        )  # bounded by the lookahead
+        executor.attach(
+            self._session, self._results.put_nowait, self._results.put_nowait, live=False
+        )
+
+    async def items(self) -> AsyncGenerator[Transcribed, None]:
+        """What the session has to say, as soon as it says it."""
+        loop = asyncio.get_running_loop()
+        detector = await self._engine._get_detector()
+        state = detector.open()
+        session = self._session
+
+        def gulp() -> tuple[Samples, Samples, NDArray[np.float32]] | None:
+            """On a media thread: the next audio and, for whole frames, its probabilities."""
+            samples = next(self._source, None)
+            if samples is None:
+                return None
+            rest = -len(samples) % FRAME  # only the last gulp has a broken frame
+            frames = np.pad(samples, (0, rest)) if rest else samples
+            return samples, frames, detector.detect([state], [frames])[0]
+
+        reading: asyncio.Future[tuple[Samples, Samples, NDArray[np.float32]] | None] | None = None
+        receiving: asyncio.Task[Job | OpenSpeechError] | None = None
+        try:
+            while not session.finished:
+                if reading is None and session.hungry:
+                    reading = loop.run_in_executor(self._engine._media, gulp)
+                if receiving is None:
+                    receiving = loop.create_task(self._results.get())
+                waiting = [each for each in (reading, receiving) if each is not None]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if reading is not None and reading.done():
+                    gulped, reading = reading.result(), None
+                    if gulped is None:
+                        session.receive_end()
+                    else:
+                        session.receive_audio(gulped[0])
+                        broken = len(gulped[1]) != len(gulped[0])
+                        if broken:
+                            session.receive_end()
+                        session.receive_probabilities(session.frames(), gulped[2])
+                if receiving.done():
+                    result, receiving = receiving.result(), None
+                    if isinstance(result, OpenSpeechError):
+                        raise result
+                    session.receive_result(result)
+                if jobs := session.jobs():
+                    self._executor.submit(jobs)
+                for item in session.items():
+                    yield item
+        finally:
+            if receiving is not None:
+                receiving.cancel()
+            if reading is not None:
+                with suppress(Exception):
+                    await reading
+
+    async def aclose(self) -> None:
+        """Drop what has not run and close the file."""
+        self._executor.detach(self._session, live=False)
+        await asyncio.get_running_loop().run_in_executor(self._engine._media, self._source.close)
+
+
+class _Gulps:
+    """Chunks of any length as pieces of `GULP` samples; the last may be shorter."""
+
+    def __init__(self, chunks: Iterator[Samples]) -> None:
+        self._chunks = chunks
+        self._rest: list[Samples] = []
+        self._have = 0
+
+    def __iter__(self) -> Iterator[Samples]:
+        return self
+
+    def __next__(self) -> Samples:
+        while self._have < GULP:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                break
+            self._rest.append(chunk)
+            self._have += len(chunk)
+        if not self._have:
+            raise StopIteration
+        joined = np.concatenate(self._rest)
+        self._rest, self._have = [joined[GULP:]], max(0, self._have - GULP)
+        return joined[:GULP]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        close = getattr(self._chunks, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,311 @@
+"""A finished recording: the same ear as a stream, but whole windows in the bulk lane. Pure.
+
+Neighbouring utterances are packed into windows as long as the recogniser takes, so that little padding is decoded;
+doubtful windows climb Whisper's temperature ladder; segments leave in order as soon as all before them are done.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming import evidence
+from streaming.backends.base import Capabilities, Decoding, Hypothesis, Window
+from streaming.listener import Cut, Listener
+from streaming.scheduler import Job, Lane
+from streaming.segmenter import Boundary, Stopped
+from streaming.sentences import Sentences
+from streaming.types import (
+    RATE,
+    Options,
+    Progress,
+    Samples,
+    Segment,
+    Summary,
+    Transcribed,
+    Word,
+)
+
+SHORT = int(7.5 * RATE)
+"""Samples packed into a window when short windows are asked for: with its tail it fills a 10 s bucket."""
+
+
+TRAIL = RATE // 5
+"""Silence after an utterance that goes into the window with it, where there is any: with less, beam search drops last
+words now and then; a stream cannot wait for it, and greedy search does not need it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of the recording inside a window."""
+
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        """Samples."""
+        return self.end - self.start
+
+
+@dataclass(slots=True, eq=False)
+class _Pack:
+    """One window's worth of utterances."""
+
+    pieces: list[Piece]
+    samples: Samples
+    best: Hypothesis | None = None
+    done: bool = False
+
+    def place(self, position: int, *, end: bool) -> int:
+        """Sample index in the recording of `position` in the window."""
+        at = 0
+        for piece in self.pieces:
+            if position < at + piece.length or (end and position == at + piece.length):
+                return piece.start + max(0, position - at)
+            at += piece.length
+        return self.pieces[-1].end
+
+
+class RecordingSession:
+    """Audio, probabilities and results in; jobs and segments out. One owner; every method returns at once."""
+
+    def __init__(
+        self,
+        options: Options,
+        capabilities: Capabilities,
+        key: Callable[[Window], Hashable],
+        *,
+        model: str,
+        lookahead: int,
+        total: int | None = None,
+    ) -> None:
+        self._options = options
+        self._key = key
+        self._model = model
+        self._lookahead = lookahead
+        self._total = total
+        self._listener = Listener(options)
+        short = options.window == "short" and capabilities.full > 0
+        self._limit = min(SHORT if short else capabilities.longest, capabilities.longest)
+        self._floor = 0 if short else capabilities.full
+        self._edge = 0  # where the last piece ended
+        self._pieces: list[Piece] = []  # utterances of the window being packed
+        self._packs: deque[_Pack] = deque()  # bounded by `hungry`
+        self._held: list[_Pack] = []  # wait until the first one has told the language
+        self._language = options.language
+        self._probability: float | None = None
+        self._detecting = options.language is None and capabilities.detects_language
+        self._jobs: list[Job] = []
+        self._items: list[Transcribed] = []
+        self._speech = 0
+        self._ended = False
+        self.finished = False
+        """The summary is among the items."""
+
+    @property
+    def hungry(self) -> bool:
+        """More audio is wanted. False while enough windows are at work, so that memory stays small."""
+        return not self._ended and not self.finished and len(self._packs) < self._lookahead
+
+    def receive_audio(self, samples: Samples) -> None:
+        """Append audio."""
+        self._listener.receive_audio(samples)
+
+    def receive_end(self) -> None:
+        """No more audio."""
+        self._listener.receive_end()
+        self._decide(self._listener.settle())
+
+    def frames(self) -> Samples:
+        """Frames for the detector, shape ``(k * 512,)``."""
+        return self._listener.frames()
+
+    def receive_probabilities(self, frames: Samples, probabilities: NDArray[np.float32]) -> None:
+        """What the detector said of frames handed out before."""
+        self._decide(self._listener.receive_probabilities(frames, probabilities))
+
+    def receive_result(self, job: Job) -> None:
+        """A window came back. Raises its error, if it is one."""
+        pack = job.tag
+        assert isinstance(pack, _Pack)
+        if not isinstance(job.result, Hypothesis):
+            raise job.result or RuntimeError("a job without a result")
+        result = job.result
+        if result.capped and self._halve(pack):
+            return
+        if evidence.doubtful(result) and self._options.task != "detect":
+            best = result if pack.best is None else evidence.better(pack.best, result)
+            pack.best = best
+            higher = evidence.next_temperature(job.window.decoding.temperature)
+            if higher is not None:
+                self._ask(pack, higher)
+                return
+            result = best
+        pack.best, pack.done = result, True
+        if self._detecting:
+            self._detecting = False
+            if self._options.task == "detect" or not evidence.silent(result):
+                self._language, self._probability = result.language, result.language_probability
+            else:
+                self._detecting = bool(self._held) or not self._ended
+            held, self._held = self._held, []
+            for waiting in held:
+                self._start(waiting)
+        self._publish()
+
+    def jobs(self) -> list[Job]:
+        """New work since the last call."""
+        taken, self._jobs = self._jobs, []
+        return taken
+
+    def items(self) -> list[Transcribed]:
+        """What is new for the client, in order."""
+        taken, self._items = self._items, []
+        return taken
+
+    def _decide(self, boundaries: list[Boundary | Cut]) -> None:
+        for boundary in boundaries:
+            match boundary:
+                case Stopped(start, end, _, split):
+                    self._speech += end - start
+                    if not split:
+                        end = min(
+                            end + TRAIL, max(end, self._listener.heard), self._listener.timeline.end
+                        )
+                    if sum(piece.length for piece in self._pieces) + end - start > self._limit:
+                        self._pack()
+                    self._pieces.append(Piece(max(start, self._edge), end))
+                    self._edge = end
+                case Cut(_, True, _):
+                    self._ended = True
+                    self._pack()
+                case _:
+                    pass
+        self._listener.forget(self._pieces[0].start if self._pieces else None)
+        self._publish()
+
+    def _pack(self) -> None:
+        if not self._pieces:
+            return
+        read = self._listener.timeline.read
+        samples = np.concatenate([read(piece.start, piece.end) for piece in self._pieces])
+        pack = _Pack(self._pieces, samples)
+        self._pieces = []
+        self._packs.append(pack)
+        self._start(pack)
+
+    def _start(self, pack: _Pack) -> None:
+        if self._detecting and any(other is not pack and not other.done for other in self._packs):
+            self._held.append(pack)
+        else:
+            self._ask(pack, max(self._options.temperature, evidence.LADDER[0]))
+
+    def _ask(self, pack: _Pack, temperature: float) -> None:
+        options = self._options
+        decoding = Decoding(
+            task=options.task,
+            language=self._language,
+            languages=options.languages,
+            prompt=options.prompt,
+            hotwords=options.hotwords,
+            beam=options.beam or 5,
+            temperature=temperature,
+            align=options.words or options.tokens,
+            anchored=len(pack.pieces) > 1,
+            floor=self._floor,
+        )
+        window = Window(pack.samples, decoding)
+        self._jobs.append(Job(self, Lane.BULK, window, self._key(window), pack))
+
+    def _halve(self, pack: _Pack) -> bool:
+        """Decode the two halves of a window whose text was too long for the model. False if it is one short piece."""
+        whole = len(pack.samples)
+        if whole < 4 * RATE:
+            return False
+        # The cut is the quietest 100 ms in the middle half, or the joint of two utterances there.
+        step = RATE // 10
+        levels = [
+            (float(np.abs(pack.samples[at : at + step]).mean()), at + step // 2)
+            for at in range(whole // 4, 3 * whole // 4, step)
+        ]
+        cut = min(levels)[1]
+        left: list[Piece] = []
+        right: list[Piece] = []
+        at = 0
+        for piece in pack.pieces:
+            inside = min(max(cut - at, 0), piece.length)
+            if inside > 0:
+                left.append(Piece(piece.start, piece.start + inside))
+            if inside < piece.length:
+                right.append(Piece(piece.start + inside, piece.end))
+            at += piece.length
+        at = self._packs.index(pack)
+        halves = _Pack(left, pack.samples[:cut]), _Pack(right, pack.samples[cut:])
+        del self._packs[at]
+        for offset, half in enumerate(halves):
+            self._packs.insert(at + offset, half)
+            self._start(half)
+        return True
+
+    def _publish(self) -> None:
+        while self._packs and self._packs[0].done:
+            pack = self._packs.popleft()
+            assert pack.best is not None
+            self._items.append(Progress(pack.pieces[-1].end, self._total))
+            if not evidence.silent(pack.best) and self._options.task != "detect":
+                self._items.extend(self._segments(pack, pack.best))
+            if self._options.task == "detect":
+                self._packs.clear()
+                self._ended = True
+        if self._ended and not self._packs and not self.finished:
+            self.finished = True
+            length = self._listener.timeline.end
+            self._items.append(
+                Summary(length, self._speech, self._model, self._language, self._probability)
+            )
+
+    def _segments(self, pack: _Pack, result: Hypothesis) -> list[Segment]:
+        if not result.text.strip():
+            return []
+        whole = Segment(
+            pack.pieces[0].start,
+            pack.pieces[-1].end,
+            result.text,
+            (),
+            result.tokens,
+            result.language,
+            result.temperature,
+            result.log_probability or 0.0,
+            result.compression_ratio or 1.0,
+            result.no_speech or 0.0,
+        )
+        if not result.words:
+            return [whole]
+        sentences = Sentences()
+        groups = sentences.receive([self._placed(pack, word) for word in result.words])
+        groups += sentences.flush()
+        segments: list[Segment] = []
+        token = 0
+        for group in groups:
+            count = sum(len(word.tokens) for word in group)
+            segments.append(
+                replace(
+                    whole,
+                    start=group[0].start,
+                    end=group[-1].end,
+                    text="".join(word.text for word in group),
+                    words=group,
+                    tokens=result.tokens[token : token + count],
+                )
+            )
+            token += count
+        return segments
+
+    def _placed(self, pack: _Pack, word: Word) -> Word:
+        start = pack.place(word.start, end=False)
+        return replace(word, start=start, end=max(start, pack.place(word.end, end=True)))

@@ -1,0 +1,124 @@
+"""A stream without threads or time: audio is fed, decodes take as many turns as the test says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from streaming.backends.base import Hypothesis, Window
+from streaming.backends.scripted import CAPABILITIES, ScriptedBackend, spell
+from streaming.events import Event
+from streaming.scheduler import Scheduler
+from streaming.segmenter import FRAME
+from streaming.session import Session
+from streaming.types import RATE, Options, Samples, Word
+
+Decode = Callable[[Window], Hypothesis]
+
+
+def loudness(frames: Samples) -> np.ndarray:
+    """A detector without a model: speech is what is not silent. Shape ``(k * 512,)`` to ``(k,)``."""
+    levels = np.sqrt(np.mean(np.square(frames.reshape(-1, FRAME)), axis=1))
+    return np.where(levels > 0.005, 0.99, 0.01).astype(np.float32)
+
+
+def speak(words: Sequence[int | float]) -> Samples:
+    """Audio of words (ints, 200 ms each, 50 ms apart) and pauses (floats, seconds)."""
+    parts: list[Samples] = []
+    for word in words:
+        if isinstance(word, float):
+            parts.append(np.zeros(round(word * RATE), np.float32))
+        else:
+            parts += [spell(word, 0.2), np.zeros(RATE // 20, np.float32)]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def honest(window: Window) -> Hypothesis:
+    """What is there."""
+    return ScriptedBackend().decode([window])[0]
+
+
+def fickle(seed: int) -> Decode:
+    """A recogniser that changes its mind about anything it is not held to."""
+    chance = random.Random(seed)
+
+    def decode(window: Window) -> Hypothesis:
+        truth = honest(window)
+        prefix = window.decoding.prefix
+        words = [*prefix]
+        for word in truth.words[len(prefix) :]:
+            roll = chance.random()
+            if roll < 0.1:
+                continue
+            text = f" w{chance.randrange(60)}" if roll < 0.3 else word.text
+            words.append(Word(text, word.start, word.end, word.probability, word.tokens))
+            if roll > 0.9:
+                words.append(Word(" uh", word.end, word.end, 0.2))
+        kept = tuple(words)
+        return Hypothesis(
+            "".join(word.text for word in kept),
+            kept,
+            language="en",
+            language_probability=0.9,
+            log_probability=-0.1,
+            no_speech=0.0,
+            compression_ratio=1.0,
+        )
+
+    return decode
+
+
+def drive(
+    audio: Samples,
+    options: Options,
+    *,
+    sizes: Sequence[int] = (RATE // 50,),
+    delays: Sequence[int] = (1,),
+    decode: Decode = honest,
+    commits: Sequence[int] = (),
+    workers: int = 1,
+) -> list[Event]:
+    """All events of a stream that hears `audio` in messages of `sizes`.
+
+    Each message is a turn; a decode takes as many turns as `delays` says, in rotation. `commits` are sample counts.
+    """
+    session = Session(options, CAPABILITIES, lambda window: len(window.samples) // (5 * RATE))
+    scheduler = Scheduler(workers, 4)
+    running: list[tuple[int, object]] = []
+    events: list[Event] = []
+    at = turn = decoded = 0
+    pending = sorted({min(commit, len(audio)) for commit in commits})
+    ended = False
+    while not session.finished:
+        turn += 1
+        assert turn < 100_000, "the stream never ends"
+        if at < len(audio):
+            until = min(
+                [at + sizes[turn % len(sizes)], len(audio), *(c for c in pending if c > at)]
+            )
+            session.receive_audio(audio[at:until])
+            at = until
+            if pending and pending[0] == at:
+                pending.pop(0)
+                session.receive_commit(f"m{at}")
+        elif not ended:
+            ended = True
+            session.receive_end()
+        frames = session.frames()
+        session.receive_probabilities(frames, loudness(frames))
+        for job in session.jobs():
+            scheduler.add(job, float(turn))
+        due = [batch for when, batch in running if when <= turn]
+        running = [(when, batch) for when, batch in running if when > turn]
+        for batch in due:
+            scheduler.done(batch, 0.1)
+            for job in batch.jobs:
+                job.result = decode(job.window)
+                session.receive_result(job)
+        while (batch := scheduler.take(float(turn))) is not None:
+            running.append((turn + delays[decoded % len(delays)], batch))
+            decoded += 1
+        events += session.events()
+    return events
