@@ -21,7 +21,11 @@ class Context:
     engine: Engine
     catalogue: Catalogue
     ready: bool = False
-    """Preloading is done and nobody asked the server to stop."""
+    """Preloading is done."""
+    draining: bool = False
+    """Somebody asked the server to stop: what runs goes on, nothing new is taken."""
+    working: int = 0
+    """Requests and streams at work; draining waits for them."""
     notice: str | None = None
     """What an operator should know about the set-up, such as that the built-in recogniser is in use."""
 

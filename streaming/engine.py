@@ -16,10 +16,15 @@ class Stream(Protocol):
     nothing of the stream stays behind.
     """
 
-    model: str
-    """Id of the model in use."""
-    received: int
-    """Samples taken so far."""
+    @property
+    def model(self) -> str:
+        """Id of the model in use."""
+        ...
+
+    @property
+    def received(self) -> int:
+        """Samples taken so far."""
+        ...
 
     async def send(self, samples: Samples) -> None:
         """Append audio. Waits while more than the allowed lag is unprocessed: that is the back-pressure."""

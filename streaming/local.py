@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -251,8 +252,12 @@ class LocalStream:
         return self._session.backlog / RATE
 
     async def send(self, samples: Samples) -> None:
-        """Append audio; waits while the stream is more than 30 s behind."""
-        await self._room.wait()
+        """Append audio; while the stream is more than 30 s behind, each call waits up to a second: the sender is read
+        more slowly, never not at all."""
+        if not self._room.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._room.wait()
         self._session.receive_audio(samples)
         self._ears.listen(self._session, self._state, self._pump)
         self._check_room()
@@ -414,11 +419,16 @@ class _Gulps:
         self._chunks = chunks
         self._rest: list[Samples] = []
         self._have = 0
+        self._lock = threading.Lock()  # closing waits for a read that is under way
 
     def __iter__(self) -> Iterator[Samples]:
         return self
 
     def __next__(self) -> Samples:
+        with self._lock:
+            return self._gulp()
+
+    def _gulp(self) -> Samples:
         while self._have < GULP:
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -433,6 +443,7 @@ class _Gulps:
 
     def close(self) -> None:
         """Let go of the file."""
-        close = getattr(self._chunks, "close", None)
-        if close is not None:
-            close()
+        with self._lock:
+            close = getattr(self._chunks, "close", None)
+            if close is not None:
+                close()

@@ -91,7 +91,8 @@ class RecordingSession:
         self._total = total
         self._listener = Listener(options)
         short = options.window == "short" and capabilities.full > 0
-        self._limit = min(SHORT if short else capabilities.longest, capabilities.longest)
+        # Without padding there is nothing to gain from long windows: each utterance goes alone.
+        self._limit = 0 if not capabilities.full else SHORT if short else capabilities.longest
         self._floor = 0 if short else capabilities.full
         self._edge = 0  # where the last piece ended
         self._pieces: list[Piece] = []  # utterances of the window being packed

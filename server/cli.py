@@ -1,0 +1,234 @@
+"""The command `open-speech`. Data goes to stdout, everything else to stderr; heavy imports wait for their verb."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from server import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; answers the exit status: 0, 1 for failure, 2 for wrong usage."""
+    parser = _parser()
+    given = vars(parser.parse_args(arguments))
+    run = given.pop("run", None)
+    if run is None:
+        parser.print_help()
+        return 2
+    try:
+        status: int = run(given)
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception as error:
+        if _expected(error):
+            print(f"open-speech: {error}", file=sys.stderr)
+            return 2 if type(error).__name__ == "Misconfigured" else 1
+        raise
+
+
+def _expected(error: Exception) -> bool:
+    """Faults that carry a sentence for the user."""
+    names = {type_.__name__ for type_ in type(error).__mro__}
+    return bool(names & {"Misconfigured", "OpenSpeechError", "NoGpu", "ServerError"})
+
+
+def _parser() -> argparse.ArgumentParser:
+    from server.configuration import add_flags
+
+    parser = argparse.ArgumentParser(
+        prog="open-speech",
+        description="Speech to text on your own machine: a server, and the same engine on the command line.",
+    )
+    parser.add_argument("--version", action="version", version=f"open-speech {__version__}")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def verb(name: str, help_text: str, run: Any) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=help_text, description=help_text)
+        made.set_defaults(run=run)
+        return made
+
+    serve = verb("serve", "start the server", _serve)
+    serve.add_argument(
+        "model_name", nargs="?", metavar="MODEL", help="default model; as --default-model"
+    )
+    add_flags(serve)
+
+    transcribe = verb("transcribe", "turn recordings into text, without a server", _transcribe)
+    transcribe.add_argument("files", nargs="+", metavar="FILE", help="recordings, in any container")
+    transcribe.add_argument(
+        "-f",
+        "--format",
+        choices=("txt", "srt", "vtt", "tsv", "json"),
+        default="txt",
+        help="[default: txt]",
+    )
+    transcribe.add_argument(
+        "-o", "--output", metavar="DIR", help="write a file a recording there; default: stdout"
+    )
+    transcribe.add_argument(
+        "-m", "--model-name", metavar="MODEL", help="model to use; default: the default model"
+    )
+    transcribe.add_argument(
+        "-l", "--language", metavar="CODE", help="language of the speech; default: detected"
+    )
+    transcribe.add_argument("--task", choices=("transcribe", "translate"), default="transcribe")
+    transcribe.add_argument(
+        "--prompt", default="", help="text that is supposed to precede the audio"
+    )
+    transcribe.add_argument(
+        "--hotwords", default="", help="words to listen for, separated by commas"
+    )
+    transcribe.add_argument(
+        "--max-line-width", type=int, default=42, metavar="N", help="of subtitles [default: 42]"
+    )
+    transcribe.add_argument(
+        "--max-line-count", type=int, default=2, metavar="N", help="of subtitles [default: 2]"
+    )
+    _engine_flags(transcribe)
+
+    models = verb("models", "list, download and remove models", _models_help)
+    actions = models.add_subparsers(title="actions", metavar="ACTION")
+    for name, help_text, run in (
+        ("list", "models on this machine; --all: those that can be downloaded, too", _models_list),
+        ("pull", "download a model", _models_pull),
+        ("rm", "remove a downloaded model", _models_rm),
+    ):
+        action = actions.add_parser(name, help=help_text, description=help_text)
+        action.set_defaults(run=run)
+        if name == "list":
+            action.add_argument(
+                "--all", action="store_true", help="also those that are not downloaded"
+            )
+        else:
+            action.add_argument("names", nargs="+", metavar="MODEL")
+        add_flags(action, ("models",))
+
+    ps = verb("ps", "models in memory of a running server", _ps)
+    doctor = verb("doctor", "check this machine and say what to do", _doctor)
+    _engine_flags(doctor)
+    health = verb("health", "ask a running server how it is; exit status 0 if it is well", _health)
+    for each in (ps, health):
+        each.add_argument("url", nargs="?", help="default: http://127.0.0.1:$STT_PORT, or 8100")
+        each.add_argument("--key", help="API key [env: OPEN_SPEECH_KEY]")
+    return parser
+
+
+def _engine_flags(parser: argparse.ArgumentParser) -> None:
+    from server.configuration import add_flags
+
+    taken = (
+        {"--language"}
+        if any("--language" in each.option_strings for each in parser._actions)
+        else set()
+    )
+    inner = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+    add_flags(inner, ("models", "recognition"))
+    for group in inner._action_groups:
+        rest = [
+            action
+            for action in group._group_actions
+            if action.option_strings and not taken & set(action.option_strings)
+        ]
+        target: Any = (
+            parser.add_argument_group(group.title)
+            if group.title in ("models", "recognition")
+            else parser
+        )
+        for action in rest:
+            target._add_action(action)
+
+
+def _settings(given: dict[str, Any]) -> Any:
+    from dataclasses import fields
+
+    from server import configuration
+    from server.settings import Settings
+
+    known = {field.name for field in fields(Settings)} | {"config"}
+    settings, said = configuration.load(
+        {name: value for name, value in given.items() if name in known}, os.environ
+    )
+    for line in said:
+        print(f"open-speech: {line}", file=sys.stderr)
+    return settings
+
+
+def _serve(given: dict[str, Any]) -> int:
+    if given.get("model_name") and given.get("default_model") is None:
+        given["default_model"] = given["model_name"]
+    settings = _settings(given)
+    from server import assembly, configuration, listener, logs
+
+    logs.configure(settings.log_level, settings.log_format)
+    import logging
+
+    log = logging.getLogger("server")
+    log.debug("settings: %s", configuration.redacted(settings))
+    where = assembly.device(settings)
+    if settings.host not in ("127.0.0.1", "localhost", "::1") and not settings.api_keys:
+        log.warning(
+            "listening on %s without a key: whoever reaches this address can use the server; set STT_API_KEYS",
+            settings.host,
+        )
+    app, here = assembly.make_app(settings, where)
+    return listener.serve(app, here, settings)
+
+
+def _transcribe(given: dict[str, Any]) -> int:
+    from server.commands import transcribe
+
+    return transcribe.run(_settings({**given, "language": None}), given)
+
+
+def _models_help(given: dict[str, Any]) -> int:
+    del given
+    print("open-speech models: choose list, pull or rm (--help says more)", file=sys.stderr)
+    return 2
+
+
+def _models_list(given: dict[str, Any]) -> int:
+    from server.commands import models
+
+    return models.show(_settings(given), everything=given["all"])
+
+
+def _models_pull(given: dict[str, Any]) -> int:
+    from server.commands import models
+
+    return models.pull(_settings(given), given["names"])
+
+
+def _models_rm(given: dict[str, Any]) -> int:
+    from server.commands import models
+
+    return models.remove(_settings(given), given["names"])
+
+
+def _ps(given: dict[str, Any]) -> int:
+    from server.commands import remote
+
+    return remote.ps(given["url"], given["key"])
+
+
+def _health(given: dict[str, Any]) -> int:
+    from server.commands import remote
+
+    return remote.health(given["url"], given["key"])
+
+
+def _doctor(given: dict[str, Any]) -> int:
+    from server.commands import doctor
+
+    return doctor.run(_settings(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

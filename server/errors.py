@@ -1,0 +1,126 @@
+"""Every fault as OpenAI's envelope: ``{"error": {"message", "type", "param", "code"}}``. One mapping for all routes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from streaming.errors import (
+    AudioError,
+    BackendError,
+    InputError,
+    ModelGone,
+    ModelUnavailable,
+    NoAudio,
+    OpenSpeechError,
+    Overloaded,
+    TooLong,
+    UnknownModel,
+    Unsupported,
+)
+
+log = logging.getLogger(__name__)
+
+_TABLE: tuple[tuple[type[OpenSpeechError], int, str | None], ...] = (
+    # the most special first
+    (TooLong, 413, "audio_too_long"),
+    (NoAudio, 400, "no_audio"),
+    (AudioError, 400, "invalid_audio"),
+    (UnknownModel, 404, "model_not_found"),
+    (Unsupported, 400, "unsupported_value"),
+    (InputError, 400, "invalid_value"),
+    (ModelGone, 409, "model_unloaded"),
+    (ModelUnavailable, 503, "model_unavailable"),
+    (Overloaded, 503, "overloaded"),
+    (BackendError, 500, "recognition_failed"),
+    (OpenSpeechError, 500, None),
+)
+
+
+class BadRequest(InputError):
+    """A field of a request is wrong."""
+
+
+def body(
+    message: str,
+    *,
+    kind: str = "invalid_request_error",
+    param: str | None = None,
+    code: str | None = None,
+) -> dict[str, Any]:
+    """The envelope."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def problem(
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """A response that carries the envelope. OpenAI's clients retry what is 408, 409, 429 or 5xx, unless told not to."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return JSONResponse(body(message, kind=kind, param=param, code=code), status, headers)
+
+
+def classify(error: OpenSpeechError) -> tuple[int, str | None]:
+    """Status and code of a fault."""
+    return next((status, code) for kind, status, code in _TABLE if isinstance(error, kind))
+
+
+def envelope(error: OpenSpeechError) -> dict[str, Any]:
+    """The envelope alone, for faults after the response has begun."""
+    status, code = classify(error)
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return body(error.message, kind=kind, param=error.param, code=code)
+
+
+def respond(error: OpenSpeechError) -> JSONResponse:
+    """The response to a fault."""
+    status, code = classify(error)
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    elif status >= 500:
+        # The same request would fail the same way: an SDK that retries would upload the file twice more for nothing.
+        headers["x-should-retry"] = "false"
+    return problem(status, error.message, param=error.param, code=code, headers=headers)
+
+
+async def on_fault(request: Request, error: Exception) -> Response:
+    """Starlette's handler for OpenSpeechError."""
+    del request
+    assert isinstance(error, OpenSpeechError)
+    return respond(error)
+
+
+async def on_http(request: Request, error: Exception) -> Response:
+    """Starlette's handler for HTTPException: unknown routes, wrong methods, broken bodies."""
+    assert isinstance(error, HTTPException)
+    url = f"{request.method} {request.url.path}"
+    messages = {
+        404: f"invalid URL ({url}); GET /docs lists the routes",
+        405: f"method not allowed ({url}); GET /docs lists the routes",
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+    headers = dict(error.headers) if error.headers else None
+    return problem(error.status_code, message, code=code, headers=headers)
+
+
+async def on_crash(request: Request, error: Exception) -> Response:
+    """What nobody foresaw: logged with its traceback by the caller, said without details."""
+    del request, error
+    return problem(
+        500,
+        "the server failed; its log says why, by the x-request-id of this response",
+        code="internal_error",
+        headers={"x-should-retry": "false"},
+    )

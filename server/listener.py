@@ -1,0 +1,187 @@
+"""uvicorn with the limits it lacks: deadlines for heads, a drain that lets work end, sockets that cannot hang it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from server.context import Context
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+HEAD = 10.0
+"""Seconds that a request's head may take; uvicorn itself waits for ever."""
+MESSAGE = 24 * 2**20
+"""Bytes of the largest WebSocket message on any dialect; each dialect has its own limit below."""
+
+
+class _Http(H11Protocol):
+    """H11 with a deadline for the head of each request."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._disarm()
+        elif self._deadline is None:
+            self._arm()
+
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        self._disarm()
+        super().handle_websocket_upgrade(event)
+
+    def _arm(self) -> None:
+        self._disarm()
+        self._deadline = self.loop.call_later(HEAD, self._expire)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _expire(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+class _Sockets(WebSocketsSansIOProtocol):
+    """WebSockets whose handshake has a deadline, and that never stop a shutdown."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._handshake = self.loop.call_later(HEAD, self._expire)
+
+    def _expire(self) -> None:
+        if not self.handshake_complete:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._handshake.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        refused = getattr(self.conn, "handshake_exc", None)
+        if not self.handshake_initiated and refused is not None:
+            # uvicorn leaves an impossible handshake unanswered for ever.
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        try:
+            super().shutdown()
+        except Exception:
+            log.debug("a socket did not close cleanly", exc_info=True)
+            self.transport.abort()
+
+
+class Server(uvicorn.Server):
+    """Stops in order: no new work, then what runs ends, then the connections."""
+
+    def __init__(self, config: uvicorn.Config, here: Context) -> None:
+        super().__init__(config)
+        self._here = here
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain. Second: at once."""
+        if self.should_exit:
+            self.force_exit = True
+        self._here.draining = True
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._here.draining = True
+        for listener in self.servers:
+            listener.close()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._here.settings.drain_seconds
+        if self._here.working:
+            log.info(
+                "finishing %d requests, at most %g s",
+                self._here.working,
+                self._here.settings.drain_seconds,
+            )
+        while self._here.working and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # no event could tell that a signal handler set force_exit
+        await super().shutdown(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._say_where()
+
+    def _say_where(self) -> None:
+        scheme = "https" if self.config.ssl_certfile else "http"
+        host, port = self.config.host, self.config.port
+        for listener in self.servers:
+            for each in listener.sockets:
+                host, port = each.getsockname()[:2]
+        shown = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host
+        print(
+            f"open-speech on {scheme}://{shown}:{port} (Press CTRL+C to quit)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def serve(app: Starlette, here: Context, settings: Settings) -> int:
+    """Run until a signal. Answers the exit status."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=_Http,
+        ws=_Sockets,
+        ws_max_size=MESSAGE,
+        ws_per_message_deflate=False,
+        ws_ping_interval=20,
+        ws_ping_timeout=20,
+        lifespan="on",
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=15,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+    )
+    if message := _unusable(settings):
+        print(message, file=sys.stderr)
+        return 1
+    server = Server(config, here)
+    server.run()
+    return 0 if server.started else 1
+
+
+def _unusable(settings: Settings) -> str | None:
+    """Why the address cannot be listened on."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((settings.host, settings.port))
+    except OSError as error:
+        return (
+            f"open-speech: cannot listen on {settings.host}:{settings.port}: {error.strerror};"
+            " choose another --port or --host"
+        )
+    return None

@@ -1,0 +1,89 @@
+"""What people look at: the start page and Swagger UI, from local files, under a strict content policy."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from server.routes import Endpoint, Reply
+
+_HERE = Path(__file__).parent
+WEB = _HERE / "_web" if (_HERE / "_web").is_dir() else _HERE.parent / "web"
+"""The page's files: inside the wheel, or beside the package in a checkout."""
+
+_DOCS = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>open-speech API</title>
+<link rel="stylesheet" href="docs/assets/swagger-ui.css">
+<div id="swagger-ui"></div>
+<script src="docs/assets/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+"""
+_START = """SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  validatorUrl: null,
+});
+"""
+
+
+def assets() -> Path:
+    """Swagger UI's files, in the `swagger-ui-bundle` package."""
+    spec = find_spec("swagger_ui_bundle")
+    assert spec is not None
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.rglob("swagger-ui-bundle.js")).parent
+
+
+async def _docs(request: Request) -> Response:
+    del request
+    return HTMLResponse(_DOCS)
+
+
+async def _start(request: Request) -> Response:
+    del request
+    return Response(_START, media_type="text/javascript")
+
+
+async def _index(request: Request) -> Response:
+    del request
+    return FileResponse(WEB / "index.html")
+
+
+async def _schema(request: Request) -> Response:
+    return JSONResponse(request.app.state.openapi)
+
+
+_HTML = {200: Reply("a page", {"text/html": None})}
+ENDPOINTS = (
+    Endpoint("GET", "/", _index, "pages", "The start page", replies=_HTML, public=True),
+    Endpoint("GET", "/docs", _docs, "pages", "This API, to try out", replies=_HTML, public=True),
+    Endpoint(
+        "GET",
+        "/openapi.json",
+        _schema,
+        "pages",
+        "This API, for machines",
+        replies={200: Reply("OpenAPI 3.1", {"application/json": {"type": "object"}})},
+        public=True,
+    ),
+)
+
+
+def static() -> list[Route | Mount]:
+    """Files without an entry in the API description."""
+    routes: list[Route | Mount] = [
+        Route("/docs/start.js", _start),
+        Mount("/docs/assets", StaticFiles(directory=assets())),
+    ]
+    if (WEB / "assets").is_dir():
+        routes.append(Mount("/assets", StaticFiles(directory=WEB / "assets")))
+    return routes

@@ -1,0 +1,415 @@
+"""The native dialect, without I/O: messages in, commands out; events in, messages out.
+
+The wire is described in `docs/protocol.md`. Nothing here waits, knows the time or touches a socket.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeAlias
+
+from server import languages
+from streaming.audio.pcm import ENCODINGS, WIDTH, Encoding
+from streaming.errors import InputError
+from streaming.events import (
+    Eager,
+    Event,
+    Failed,
+    Final,
+    Marker,
+    Partial,
+    SpeechResumed,
+    SpeechStarted,
+    SpeechStopped,
+)
+from streaming.types import RATE, Options, Word
+
+MESSAGE = 4 * 2**20
+"""Bytes that one message may have."""
+TEXT = 64 * 2**10
+"""Characters that one JSON message may have."""
+MARKER = 256
+"""Characters of a marker."""
+
+
+class ProtocolError(InputError):
+    """A message breaks the protocol; the text says what was expected."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str = "invalid_value"
+    ) -> None:
+        super().__init__(message, param=param)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a session is to be."""
+
+    options: Options = field(default_factory=Options)
+    encoding: Encoding = "pcm_s16le"
+    sample_rate: int = RATE
+    channels: int = 1
+    offset: float = 0.0
+    """Seconds added to all times: a client goes on in a new session with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Begin the session."""
+
+    opening: Opening
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """Bytes in the session's encoding, cut anywhere."""
+
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """End the utterance here."""
+
+    marker: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAlive:
+    """The client is alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """No more audio."""
+
+
+Command: TypeAlias = Open | Audio | Commit | KeepAlive | End
+
+
+class _State(Enum):
+    OPENING = "nothing came yet"
+    RUNNING = "audio may come"
+    ENDED = "no more audio may come"
+
+
+class Reader:
+    """The client's half of the conversation."""
+
+    def __init__(self) -> None:
+        self._state = _State.OPENING
+
+    def receive_query(self, query: Iterable[tuple[str, str]]) -> list[Command]:
+        """The query of the handshake. Options in it open the session at once. Raises ProtocolError."""
+        found = dict(query)
+        if not found:
+            return []
+        return self._open({name: _from_text(name, value) for name, value in found.items()})
+
+    def receive_bytes(self, data: bytes) -> list[Command]:
+        """A binary message: audio. Raises ProtocolError."""
+        if len(data) > MESSAGE:
+            raise ProtocolError(
+                f"the message has {len(data)} bytes; at most {MESSAGE} are taken", code="too_big"
+            )
+        commands: list[Command] = []
+        if self._state is _State.OPENING:
+            commands = self._open({})
+        if self._state is _State.ENDED:
+            raise ProtocolError("audio came after end; open a new session for it", code="ended")
+        return [*commands, Audio(data)] if data else commands
+
+    def receive_text(self, text: str) -> list[Command]:
+        """A text message: a JSON object with a type. Raises ProtocolError."""
+        if len(text) > TEXT:
+            raise ProtocolError(
+                f"the message has {len(text)} characters; at most {TEXT} are taken", code="too_big"
+            )
+        try:
+            message = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ProtocolError(
+                'the message is no JSON; send audio as binary messages, and text such as {"type": "end"}',
+                code="invalid_json",
+            ) from None
+        kind = message.get("type") if isinstance(message, dict) else None
+        match kind:
+            case "start":
+                if self._state is not _State.OPENING:
+                    raise ProtocolError(
+                        "start came twice; options are set once, before the audio", code="started"
+                    )
+                return self._open({key: value for key, value in message.items() if key != "type"})
+            case "commit":
+                return self._running(Commit(_marker(message.get("marker"))), "commit")
+            case "keepalive":
+                return [KeepAlive()]
+            case "end":
+                commands = self._running(End(), "end")
+                self._state = _State.ENDED
+                return commands
+            case "resume":
+                raise ProtocolError(
+                    "this server cannot resume a session; start a new one with offset",
+                    code="not_resumable",
+                )
+            case None:
+                raise ProtocolError(
+                    'the message has no type; expected is an object such as {"type": "end"}'
+                )
+            case _:
+                raise ProtocolError(
+                    f"the type {str(kind)[:40]!r} is not known; expected is start, commit, keepalive or end",
+                    param="type",
+                )
+
+    def _running(self, command: Command, name: str) -> list[Command]:
+        if self._state is _State.ENDED:
+            raise ProtocolError(f"{name} came after end; open a new session", code="ended")
+        if self._state is _State.OPENING:
+            return [*self._open({}), command]
+        return [command]
+
+    def _open(self, given: dict[str, Any]) -> list[Command]:
+        opening = parse(given)
+        self._state = _State.RUNNING
+        return [Open(opening)]
+
+
+_NUMBERS = {
+    "sample_rate": (8000, 48000, "the lowest supported is 8000", "the highest supported is 48000"),
+    "channels": (1, 8, "there must be one", "at most 8 are mixed down"),
+    "endpointing_ms": (10, 10_000, "the least is 10", "the most is 10000"),
+    "pre_roll_ms": (0, 5000, "the least is 0", "the most is 5000"),
+    "vad_threshold": (0, 1, "the least is 0", "the most is 1"),
+    "offset": (0, 1e9, "the least is 0", "the most is 1e9"),
+}
+_BOOLEANS = ("partials", "eager", "words")
+_TEXTS = ("model", "language", "encoding", "endpointing", "prompt", "hotwords", "task")
+NAMES = (*_NUMBERS, *_BOOLEANS, *_TEXTS)
+"""The options."""
+
+
+def parse(given: dict[str, Any]) -> Opening:
+    """Options of a query or a `start`, checked. Raises ProtocolError that names the option."""
+    for name in given:
+        if name not in NAMES:
+            close = difflib.get_close_matches(str(name), NAMES, 1, 0.6)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(NAMES)}"
+            raise ProtocolError(
+                f"there is no option {str(name)[:40]!r}; {hint}", param=str(name)[:40]
+            )
+    number = {name: _number(name, given[name]) for name in _NUMBERS if name in given}
+    truth = {name: _truth(name, given[name]) for name in _BOOLEANS if name in given}
+    default = Options()
+    encoding = _choice(given, "encoding", ENCODINGS, "pcm_s16le")
+    code = _language(given)
+    hotwords = given.get("hotwords", [])
+    if isinstance(hotwords, str):
+        hotwords = hotwords.split(",")
+    if not isinstance(hotwords, list) or not all(isinstance(each, str) for each in hotwords):
+        raise ProtocolError("hotwords must be a list of words", param="hotwords")
+    if sum(map(len, hotwords)) > 1000:
+        raise ProtocolError("hotwords have more than 1000 characters", param="hotwords")
+    options = Options(
+        model=_text(given, "model", 200),
+        task=_choice(given, "task", ("transcribe", "translate"), "transcribe"),  # type: ignore[arg-type]
+        language=code,
+        prompt=_text(given, "prompt", 20_000),
+        hotwords=tuple(each.strip() for each in hotwords if each.strip()),
+        words=truth.get("words", False),
+        endpointing=_choice(given, "endpointing", ("silence", "client"), "silence"),  # type: ignore[arg-type]
+        endpointing_ms=int(number.get("endpointing_ms", default.endpointing_ms)),
+        vad_threshold=number.get("vad_threshold", default.vad_threshold),
+        pre_roll_ms=int(number.get("pre_roll_ms", default.pre_roll_ms)),
+        partials=truth.get("partials", True),
+        eager=truth.get("eager", False),
+    )
+    return Opening(
+        options,
+        encoding,  # type: ignore[arg-type]
+        int(number.get("sample_rate", 8000 if encoding in ("mulaw", "alaw") else RATE)),
+        int(number.get("channels", 1)),
+        number.get("offset", 0.0),
+    )
+
+
+class Writer:
+    """The server's half: events to messages. `seq` is given by the journal, see `sockets`."""
+
+    def __init__(self, session: str, opening: Opening) -> None:
+        self._session = session
+        self._opening = opening
+        self._frame = WIDTH[opening.encoding] * opening.channels
+
+    def received(self, samples: int) -> int:
+        """Bytes of the client's own audio that `samples`, counted at its own rate, are."""
+        return samples * self._frame
+
+    def ready(self, model: str) -> dict[str, Any]:
+        """The answer to every opening."""
+        return {
+            "type": "ready",
+            "session": self._session,
+            "model": model,
+            "sample_rate": self._opening.sample_rate,
+            "received": 0,
+            "resumable_seconds": 0,
+        }
+
+    def event(self, event: Event, received: int, lag: float) -> dict[str, Any]:
+        """One event; `received` in bytes, `lag` in seconds."""
+        words = self._opening.options.words
+        match event:
+            case SpeechStarted(utterance, at):
+                return {"type": "speech_started", "utterance": utterance, "at": self._time(at)}
+            case Partial():
+                found: dict[str, Any] = {
+                    "type": "partial",
+                    "utterance": event.utterance,
+                    "revision": event.revision,
+                    "committed": event.committed.lstrip(),
+                    "tentative": event.tentative if event.committed else event.tentative.lstrip(),
+                }
+                if words:
+                    found["words"] = [self._word(word) for word in event.words]
+                return found | {"received": received, "lag": round(lag, 3)}
+            case SpeechStopped(utterance, at):
+                return {"type": "speech_stopped", "utterance": utterance, "at": self._time(at)}
+            case Eager(utterance, text):
+                return {"type": "eager_final", "utterance": utterance, "text": text.strip()}
+            case SpeechResumed(utterance):
+                return {"type": "speech_resumed", "utterance": utterance}
+            case Final():
+                found = {
+                    "type": "final",
+                    "utterance": event.utterance,
+                    "text": event.text.strip(),
+                    "start": self._time(event.start),
+                    "end": self._time(event.end),
+                    "received": received,
+                    "language": event.language,
+                }
+                if words:
+                    found["words"] = [self._word(word) for word in event.words]
+                return found
+            case Marker(marker, at):
+                return {"type": "marker", "marker": marker, "at": self._time(at)}
+            case Failed(utterance, error):
+                return {
+                    "type": "error",
+                    "code": "recognition_failed",
+                    "message": error.message,
+                    "utterance": utterance,
+                }
+
+    def ack(self, received: int, lag: float) -> dict[str, Any]:
+        """How much of the audio is safe."""
+        return {"type": "ack", "received": received, "lag": round(lag, 3)}
+
+    def end(self, received: int, reason: str) -> dict[str, Any]:
+        """The last message of a session that ended well."""
+        return {"type": "end", "received": received, "reason": reason}
+
+    def _time(self, sample: int) -> float:
+        return round(sample / RATE + self._opening.offset, 3)
+
+    def _word(self, word: Word) -> dict[str, Any]:
+        return {
+            "text": word.text.strip(),
+            "start": self._time(word.start),
+            "end": self._time(word.end),
+            "probability": round(word.probability, 4),
+        }
+
+
+def error(
+    message: str, *, code: str, param: str | None = None, retry_after: float | None = None
+) -> dict[str, Any]:
+    """Something is wrong, and what would be right."""
+    found: dict[str, Any] = {"type": "error", "code": code, "message": message}
+    if param is not None:
+        found["param"] = param
+    if retry_after is not None:
+        found["retry_after"] = retry_after
+    return found
+
+
+def _from_text(name: str, value: str) -> Any:
+    """A query's value as JSON would have it."""
+    if name in _BOOLEANS:
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+    if name in _NUMBERS:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    least, most, low, high = _NUMBERS[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ProtocolError(f"{name} is {str(value)[:40]!r}; it must be a number", param=name)
+    if not math.isfinite(value):
+        raise ProtocolError(f"{name} must be a finite number", param=name)
+    if value < least:
+        raise ProtocolError(f"{name} is {value:g}; {low}", param=name)
+    if value > most:
+        raise ProtocolError(f"{name} is {value:g}; {high}", param=name)
+    return float(value)
+
+
+def _truth(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ProtocolError(f"{name} is {str(value)[:40]!r}; it must be true or false", param=name)
+    return value
+
+
+def _text(given: dict[str, Any], name: str, most: int) -> str:
+    value = given.get(name) or ""
+    if not isinstance(value, str):
+        raise ProtocolError(f"{name} must be text", param=name)
+    if len(value) > most:
+        raise ProtocolError(
+            f"{name} has {len(value)} characters; at most {most} are taken", param=name
+        )
+    return value
+
+
+def _choice(given: dict[str, Any], name: str, choices: tuple[str, ...], default: str) -> str:
+    value = given.get(name)
+    if value is None or value == "":
+        return default
+    if value not in choices:
+        raise ProtocolError(
+            f"{name} is {str(value)[:40]!r}; it must be one of {', '.join(choices)}", param=name
+        )
+    return str(value)
+
+
+def _language(given: dict[str, Any]) -> str | None:
+    text = _text(given, "language", 40)
+    if text in ("", "auto"):
+        return None
+    code = languages.code(text)
+    if code is None:
+        raise ProtocolError(
+            f"language {text!r} is not known here; give an ISO-639-1 code such as en",
+            param="language",
+        )
+    return code
+
+
+def _marker(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or len(value) > MARKER:
+        raise ProtocolError(f"marker must be text of at most {MARKER} characters", param="marker")
+    return value
