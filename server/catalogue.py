@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from server.context import context
 from server.errors import problem
-from server.management import pull_response
+from server.management import named, pull_response
 from server.routes import Endpoint, Parameter, Reply
 from streaming.models import OPENAI_NAMES, Entry
 
@@ -75,7 +75,7 @@ async def models(request: Request) -> Response:
 async def model(request: Request) -> Response:
     """One model, by id or alias."""
     here = context(request)
-    name = request.path_params["id"]
+    name = named(request, "id")
     entry = here.catalogue.entry(name)
     if not entry.downloaded and not _published(entry, here.catalogue.entries()):
         return problem(
@@ -90,13 +90,13 @@ async def model(request: Request) -> Response:
 
 async def download(request: Request) -> Response:
     """speaches' name for `POST /api/pull/{model}`."""
-    return await pull_response(request, request.path_params["id"])
+    return await pull_response(request, named(request, "id"))
 
 
 async def delete(request: Request) -> Response:
     """Remove a download."""
     here = context(request)
-    name = request.path_params["id"]
+    name = named(request, "id")
     entry = here.catalogue.entry(name)
     if any(each.id == entry.id for each in here.engine.loaded()):
         return problem(

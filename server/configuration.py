@@ -236,7 +236,7 @@ def _checked(values: Mapping[str, Any]) -> Settings:
     if isinstance(values.get("device"), str):
         values["device"] = {"gpu": "cuda"}.get(values["device"].lower(), values["device"].lower())
     try:
-        settings = msgspec.convert(values, Settings, strict=False)
+        settings = msgspec.convert(values, Settings, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
         text = str(error)
         name = text.rpartition("$.")[2].rstrip("`").split("[")[0] if "$." in text else ""
@@ -254,6 +254,13 @@ def _checked(values: Mapping[str, Any]) -> Settings:
         if not least <= value <= most:
             raise Misconfigured(f"{name} is {value}; it must lie between {least} and {most:g}")
     return settings
+
+
+def _path(kind: type, value: Any) -> Any:
+    """msgspec's hook for what it does not know."""
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    raise NotImplementedError(f"{kind} cannot be a setting")
 
 
 def _nearest(name: str, known: set[str]) -> str:

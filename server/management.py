@@ -18,7 +18,7 @@ from server import errors
 from server.context import context
 from server.errors import BadRequest, problem
 from server.routes import Endpoint, Parameter, Reply
-from streaming.errors import ModelUnavailable, OpenSpeechError
+from streaming.errors import ModelUnavailable, OpenSpeechError, UnknownModel
 from streaming.models import Catalogue, Download, Entry
 from streaming.types import ModelInfo
 
@@ -72,7 +72,7 @@ async def running(request: Request) -> Response:
 async def load(request: Request) -> Response:
     """Load a model: 201, or 409 if it is in memory already."""
     here = context(request)
-    entry = here.catalogue.entry(request.path_params["model"])
+    entry = here.catalogue.entry(named(request, "model"))
     keep_alive = await _keep_alive(request)
     there = any(info.id == entry.id for info in here.engine.loaded())
     info = await here.engine.load(entry.id, keep_alive=keep_alive)
@@ -90,7 +90,7 @@ async def load(request: Request) -> Response:
 async def unload(request: Request) -> Response:
     """Unload a model: at once when idle or with `?force=true`, else when its work is done."""
     here = context(request)
-    entry = here.catalogue.entry(request.path_params["model"])
+    entry = here.catalogue.entry(named(request, "model"))
     force = request.query_params.get("force", "").lower() in ("1", "true", "yes")
     if not await here.engine.unload(entry.id, force=force):
         return problem(
@@ -101,7 +101,7 @@ async def unload(request: Request) -> Response:
 
 async def pull(request: Request) -> Response:
     """Download a model."""
-    return await pull_response(request, request.path_params["model"])
+    return await pull_response(request, named(request, "model"))
 
 
 async def remove(request: Request) -> Response:
@@ -110,6 +110,14 @@ async def remove(request: Request) -> Response:
 
     request.path_params["id"] = request.path_params["model"]
     return await delete(request)
+
+
+def named(request: Request, parameter: str) -> str:
+    """The model a path names; an empty one means none, not the default."""
+    name: str = request.path_params[parameter]
+    if not name.strip("/"):
+        raise UnknownModel("the path names no model; GET /v1/models lists them")
+    return name
 
 
 async def pull_response(request: Request, name: str) -> Response:
@@ -166,10 +174,13 @@ class _Pull:
 
     async def lines(self) -> AsyncGenerator[str, None]:
         """Progress, one JSON object a line; the last says `success` or `error`."""
-        while not self.done:
-            seen = self.progress
-            if seen is not None:
+        seen = None
+        while True:
+            if self.progress is not None and self.progress != seen:
+                seen = self.progress
                 yield _line(status="downloading", completed=seen.done, total=seen.total)
+            if self.done:
+                break
             await self._wait()
         if self.error is None:
             yield _line(status="success")

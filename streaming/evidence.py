@@ -28,7 +28,9 @@ def doubtful(hypothesis: Hypothesis) -> bool:
 
 
 def silent(hypothesis: Hypothesis) -> bool:
-    """There was no speech after all: whatever the text says, it is invented."""
+    """There was no speech after all: whatever the text says, it is invented. A lone full stop says nothing either."""
+    if not any(letter.isalnum() for letter in hypothesis.text):
+        return True
     no_speech, mean = hypothesis.no_speech, hypothesis.log_probability
     return (
         no_speech is not None and no_speech > NO_SPEECH and (mean is None or mean < LOG_PROBABILITY)

@@ -190,7 +190,7 @@ class Catalogue:
         ]
 
     def entry(self, name: str) -> Entry:
-        """The model of that name, id or alias. Raises UnknownModel."""
+        """The model of that name, id or alias; of the default one for an empty name. Raises UnknownModel."""
         known = self._all()
         target = self._target(name) if name else self.default.id
         if target in known:

@@ -25,6 +25,7 @@ class _Resident(Generic[T]):
     used: float
     leases: int = 0
     leaving: bool = False  # no new leases; closes with the last one
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,11 @@ class Residency(Generic[T]):
             key: each for key, each in self._residents.items() if each is not resident
         }
 
+        already, resident.closed = resident.closed, True
+
         async def close() -> None:
+            if already:
+                return
             try:
                 await self._close(resident.value, force)
             except Exception:
