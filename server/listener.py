@@ -103,10 +103,10 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: at once."""
-        if self.should_exit:
-            self.force_exit = True
-        self._here.draining = True
-        super().handle_exit(sig, frame)
+        # uvicorn would raise the signal again after a clean stop, and so end with a status that says it crashed.
+        del sig, frame
+        self.force_exit = self.should_exit
+        self.should_exit = self._here.draining = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._here.draining = True

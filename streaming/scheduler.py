@@ -141,11 +141,16 @@ class Scheduler:
         queue = self._waiting[lane]
         first = queue[0]
         chosen, budget = [first], self._budget(first.key)
+        most = self.max_batch
+        if lane is Lane.BULK:
+            # Spread over the workers that are free: one that decodes two windows while another idles wastes it.
+            free = max(1, min(self._room(), self.workers) - len(self._running))
+            most = min(most, max(1, -(-len(queue) // free)))
         # A batch fills up with work of its key: first of its lane, then of the ones below, bulk excepted.
         lanes = [lane] if lane is Lane.BULK else [each for each in Lane if lane <= each < Lane.BULK]
         for each in lanes:
             for job in self._waiting[each]:
-                if len(chosen) >= self.max_batch:
+                if len(chosen) >= most:
                     break
                 if job is first or job.key != first.key:
                     continue
@@ -181,8 +186,7 @@ class Scheduler:
 
     def _lane(self) -> Lane | None:
         bulk_running = sum(batch.lane is Lane.BULK for batch in self._running)
-        room = self.workers - 1 if self.live_streams and self.workers > 1 else self.workers
-        bulk_may = bool(self._waiting[Lane.BULK]) and bulk_running < room
+        bulk_may = bool(self._waiting[Lane.BULK]) and bulk_running < self._room()
         if bulk_may and not bulk_running:
             total = self._served[False] + self._served[True]
             if total > 1.0 and self._served[True] < self.BULK_SHARE * total:
@@ -191,6 +195,10 @@ class Scheduler:
             if self._waiting[lane] and (lane is not Lane.BULK or bulk_may):
                 return lane
         return None
+
+    def _room(self) -> int:
+        """Workers that bulk may hold."""
+        return self.workers - 1 if self.live_streams and self.workers > 1 else self.workers
 
     def _predict(self, key: Hashable, size: int) -> float | None:
         cost = self._costs.get(key)

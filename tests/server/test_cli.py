@@ -1,0 +1,218 @@
+"""The command, as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests import toy
+from tests.fakes import lines, tone, wav
+from tests.serving import Talker, running, speech_file, with_engine
+
+
+def command(
+    *arguments: str, environment: dict[str, str] | None = None, timeout: float = 90
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "STT_OFFLINE": "true", "STT_DEVICE": "cpu", **(environment or {})},
+    )
+
+
+def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    for verb in ("serve", "transcribe", "models", "ps", "doctor", "health"):
+        assert verb in done.stdout
+    script = "import sys; from server import cli; cli._parser(); print([m for m in ('numpy', 'ctranslate2', 'onnxruntime', 'starlette', 'av', 'huggingface_hub') if m in sys.modules])"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
+
+
+def test_every_flag_of_serve_names_its_variable() -> None:
+    done = command("serve", "--help")
+    assert (
+        "[env: STT_DEFAULT_MODEL]" in done.stdout.replace("\n", " ").replace("  ", "")
+        or "STT_DEFAULT_MODEL" in done.stdout
+    )
+    assert "--no-offline" in done.stdout
+
+
+def test_wrong_usage_is_2_and_one_line() -> None:
+    for arguments in (
+        ("serve", "--port", "many"),
+        ("serve", "--device", "tpu"),
+        ("serve", "--model", "x"),
+    ):
+        done = command(*arguments)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+    assert command("dance").returncode == 2
+
+
+def test_files_are_transcribed_in_every_format(tmp_path: Path) -> None:
+    model = f"toy={toy.build()}"
+    recording = str(speech_file("000-en.flac"))
+    done = command("transcribe", "--model", model, "-m", "toy", recording)
+    assert (done.returncode, done.stdout) == (0, lines()[0].text + "\n")
+    bad = tmp_path / "bad.mp3"
+    bad.write_bytes(b"no recording")
+    silent = tmp_path / "silent.wav"
+    silent.write_bytes(wav(tone(1.0) * 0))
+    done = command(
+        "transcribe",
+        "--model",
+        model,
+        "-m",
+        "toy",
+        "-f",
+        "srt",
+        "-o",
+        str(tmp_path / "out"),
+        str(bad),
+        str(tmp_path / "nothing"),
+        recording,
+        str(silent),
+    )
+    assert done.returncode == 1
+    assert "bad.mp3: the file is not audio" in done.stderr
+    assert "nothing: No such file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "soldier" in (tmp_path / "out" / "000-en.srt").read_text()
+    assert (tmp_path / "out" / "silent.srt").read_text() == ""
+    done = command(
+        "transcribe",
+        "--model",
+        model,
+        "-m",
+        "toy",
+        "-f",
+        "json",
+        "-l",
+        "fr",
+        "--task",
+        "translate",
+        str(speech_file("003-fr.flac")),
+    )
+    found = json.loads(done.stdout)
+    assert found["text"] == lines()[3].translation
+    assert found["words"][0]["word"] == "The"
+
+
+def test_models_are_listed_and_problems_told(tmp_path: Path) -> None:
+    done = command("models", "list", "--model", f"toy={toy.build()}")
+    assert done.returncode == 0
+    assert "toy" in done.stdout
+    assert "pocketsphinx" in done.stdout
+    assert "not downloaded" not in done.stdout
+    assert "large-v3-turbo" in command("models", "list", "--all").stdout
+    done = command("models", "pull", "small", environment={"STT_MODEL_DIR": str(tmp_path)})
+    assert (done.returncode, "offline" in done.stderr) == (1, True)
+    assert (
+        command("models", "rm", "small", environment={"STT_MODEL_DIR": str(tmp_path)}).returncode
+        == 1
+    )
+    assert command("models", "rm", "../x").returncode == 1
+
+
+def test_doctor_decodes_and_reports() -> None:
+    done = command("doctor", "--model", f"toy={toy.build()}", "--default-model", "toy")
+    assert done.returncode == 0, done.stdout
+    assert "toy loads in" in done.stdout
+    assert "FAIL" not in done.stdout
+    done = command("doctor", environment={"STT_DEFAULT_MODEL": "nothing"})
+    assert done.returncode == 1
+
+
+def test_a_gpu_that_is_not_there_is_told_with_its_remedy() -> None:
+    done = command("serve", environment={"STT_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 1
+    assert "--gpus all" in done.stderr
+    assert "STT_DEVICE=cpu" in done.stderr
+
+
+def test_health_and_ps_ask_a_running_server() -> None:
+    with running(with_engine(Talker())) as url:
+        done = command("health", url)
+        assert (done.returncode, done.stdout) == (0, "ok: toy (faster_whisper)\n")
+        assert command("ps", url).returncode == 0
+    done = command("health", "http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "open-speech serve" in done.stderr
+
+
+def test_serve_answers_until_it_is_told_to_stop() -> None:
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "server.cli",
+            "serve",
+            "--port",
+            "0",
+            "--default-model",
+            "toy",
+            "--model",
+            f"toy={toy.build()}",
+            "--preload",
+            "toy",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "STT_DEVICE": "cpu", "STT_OFFLINE": "1", "STT_HOST": "127.0.0.1"},
+    ) as process:
+        assert process.stderr is not None
+        url = ""
+        for line in process.stderr:
+            if "open-speech on " in line:
+                url = line.split()[2]
+                break
+        assert url.startswith("http://localhost:")
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            with urllib.request.urlopen(url + "/health") as answer:
+                if json.load(answer)["loaded"] == ["toy"]:
+                    break
+        with urllib.request.urlopen(url + "/readyz") as answer:
+            assert json.load(answer)["ready"]
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(15) == 0, rest
+        assert "Traceback" not in rest
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with running(with_engine(Talker())) as url:
+        done = command("serve", "--port", url.rpartition(":")[2])
+    assert done.returncode == 1
+    assert "cannot listen" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0"])
+def test_a_public_address_without_a_key_is_warned_of(host: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--host", host],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "STT_DEVICE": "cpu", "STT_OFFLINE": "1"},
+    ) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.terminate()
+        process.stderr.read()
+    assert "without a key" in first
