@@ -79,8 +79,6 @@ def make_catalogue(settings: Settings, where: Device) -> Catalogue:
     paths = {
         name: Path(path).expanduser() for name, path in _pairs(settings.model, "model").items()
     }
-    if settings.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     return Catalogue(
         loaders(),

@@ -158,6 +158,8 @@ def _settings(given: dict[str, Any]) -> Any:
     )
     for line in said:
         print(f"open-speech: {line}", file=sys.stderr)
+    if settings.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # libraries that would fetch on their own obey it
     return settings
 
 

@@ -49,6 +49,11 @@ class Executor:
             self.scheduler.cancel(owner)
             self._dispatch()
 
+    def free_for(self, owner: Hashable) -> int:
+        """Workers that `owner` has for itself: all on a CPU where nobody else uses the model, else one."""
+        alone = self.info.device == "cpu" and set(self._owners) <= {owner}
+        return self.scheduler.workers if alone else 1
+
     def submit(self, jobs: list[Job]) -> None:
         """Queue jobs; they start as soon as a worker is free."""
         now = time.monotonic()

@@ -382,6 +382,7 @@ class _Reading:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if reading is not None and reading.done():
                     gulped, reading = reading.result(), None
+                    session.side_by_side = self._executor.free_for(session)
                     if gulped is None:
                         session.receive_end()
                     else:

@@ -84,6 +84,9 @@ class RecordingSession:
         lookahead: int,
         total: int | None = None,
     ) -> None:
+        """`lookahead`: windows at work at most."""
+        self.side_by_side = 1
+        """Windows that take no longer together than one alone; the shell raises it while workers would idle."""
         self._options = options
         self._key = key
         self._model = model
@@ -97,7 +100,7 @@ class RecordingSession:
         self._edge = 0  # where the last piece ended
         self._pieces: list[Piece] = []  # utterances of the window being packed
         self._packs: deque[_Pack] = deque()  # bounded by `hungry`
-        self._held: list[_Pack] = []  # wait until the first one has told the language
+        self._packed = 0  # windows so far
         self._language = options.language
         self._probability: float | None = None
         self._detecting = options.language is None and capabilities.detects_language
@@ -148,15 +151,6 @@ class RecordingSession:
                 return
             result = best
         pack.best, pack.done = result, True
-        if self._detecting:
-            self._detecting = False
-            if self._options.task == "detect" or not evidence.silent(result):
-                self._language, self._probability = result.language, result.language_probability
-            else:
-                self._detecting = bool(self._held) or not self._ended
-            held, self._held = self._held, []
-            for waiting in held:
-                self._start(waiting)
         self._publish()
 
     def jobs(self) -> list[Job]:
@@ -179,32 +173,54 @@ class RecordingSession:
                             end + TRAIL, max(end, self._listener.heard), self._listener.timeline.end
                         )
                     if sum(piece.length for piece in self._pieces) + end - start > self._limit:
-                        self._pack()
+                        self._pack(self._pieces)
+                        self._pieces = []
                     self._pieces.append(Piece(max(start, self._edge), end))
                     self._edge = end
                 case Cut(_, True, _):
                     self._ended = True
-                    self._pack()
+                    for pieces in self._spread(self._pieces):
+                        self._pack(pieces)
+                    self._pieces = []
                 case _:
                     pass
         self._listener.forget(self._pieces[0].start if self._pieces else None)
         self._publish()
 
-    def _pack(self) -> None:
-        if not self._pieces:
+    def _pack(self, pieces: list[Piece]) -> None:
+        if not pieces:
             return
         read = self._listener.timeline.read
-        samples = np.concatenate([read(piece.start, piece.end) for piece in self._pieces])
-        pack = _Pack(self._pieces, samples)
-        self._pieces = []
+        samples = np.concatenate([read(piece.start, piece.end) for piece in pieces])
+        pack = _Pack(pieces, samples)
+        self._packed += 1
         self._packs.append(pack)
         self._start(pack)
 
+    def _spread(self, pieces: list[Piece]) -> list[list[Piece]]:
+        """The last pieces as the windows that the last round of decodes has workers for, about equally long.
+
+        Only where there were rounds before it: a short recording is not worth a second window's encoder.
+        """
+        wanted = -self._packed % self.side_by_side or self.side_by_side
+        if not self._packed or not self._floor:
+            wanted = 1
+        rest = sum(piece.length for piece in pieces)
+        windows: list[list[Piece]] = []
+        for piece in pieces:
+            filled = sum(each.length for each in windows[-1]) if windows else 0
+            share = rest / wanted
+            if windows and (wanted == 1 or filled + piece.length / 2 <= share):
+                windows[-1].append(piece)
+            else:
+                if windows:
+                    rest -= filled
+                    wanted -= 1
+                windows.append([piece])
+        return windows
+
     def _start(self, pack: _Pack) -> None:
-        if self._detecting and any(other is not pack and not other.done for other in self._packs):
-            self._held.append(pack)
-        else:
-            self._ask(pack, max(self._options.temperature, evidence.LADDER[0]))
+        self._ask(pack, max(self._options.temperature, evidence.LADDER[0]))
 
     def _ask(self, pack: _Pack, temperature: float) -> None:
         options = self._options
@@ -255,8 +271,13 @@ class RecordingSession:
 
     def _publish(self) -> None:
         while self._packs and self._packs[0].done:
-            pack = self._packs.popleft()
+            pack = self._packs[0]
             assert pack.best is not None
+            if not self._agreed(pack, pack.best):
+                pack.best, pack.done = None, False
+                self._start(pack)
+                return
+            self._packs.popleft()
             self._items.append(Progress(pack.pieces[-1].end, self._total))
             if not evidence.silent(pack.best) and self._options.task != "detect":
                 self._items.extend(self._segments(pack, pack.best))
@@ -269,6 +290,19 @@ class RecordingSession:
             self._items.append(
                 Summary(length, self._speech, self._model, self._language, self._probability)
             )
+
+    def _agreed(self, pack: _Pack, result: Hypothesis) -> bool:
+        """Whether `result`, the next in order, is in the language of the recording.
+
+        Windows are decoded side by side, each in the language it hears; the first that holds speech tells which one
+        the recording is in, and windows that heard another are decoded again.
+        """
+        if not self._detecting:
+            return True
+        detected = self._options.task == "detect" or not evidence.silent(result)
+        if self._language is None and detected:
+            self._language, self._probability = result.language, result.language_probability
+        return not detected or result.language == self._language
 
     def _segments(self, pack: _Pack, result: Hypothesis) -> list[Segment]:
         if not result.text.strip():
