@@ -98,6 +98,13 @@ async def delete(request: Request) -> Response:
     here = context(request)
     name = named(request, "id")
     entry = here.catalogue.entry(name)
+    if entry.id in here.engine.loading():
+        return problem(
+            409,
+            f"model {entry.id} is being loaded; remove it when nobody needs it",
+            param="model",
+            code="model_busy",
+        )
     if any(each.id == entry.id for each in here.engine.loaded()):
         return problem(
             409,

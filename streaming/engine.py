@@ -73,11 +73,18 @@ class Engine(Protocol):
         ...
 
     async def unload(self, model: str, *, force: bool = False) -> bool:
-        """Unload; False if it was not loaded. In use, it goes when its work is done; `force` ends the work."""
+        """Unload; False if it was not loaded. In use, it goes when its work is done; `force` ends the work.
+
+        An idle model's memory is free on return. Raises ModelBusy while it is being loaded.
+        """
         ...
 
     def loaded(self) -> Sequence[ModelInfo]:
         """The models in memory."""
+        ...
+
+    def loading(self) -> Sequence[str]:
+        """Ids of the models on their way into memory, downloads that a request waits for included."""
         ...
 
     async def aclose(self) -> None:

@@ -10,7 +10,8 @@
     │   ├── Unsupported           the chosen model or this build cannot do that
     │   └── UnknownModel          no such name in the catalogue
     ├── ModelUnavailable          the model is known but cannot be loaded or fetched
-    │   └── ModelGone             it was unloaded while the request waited; asking again helps
+    │   ├── ModelGone             it was unloaded while the request waited; asking again helps
+    │   └── ModelBusy             it is being loaded, downloaded or used, and cannot be taken away now
     ├── Overloaded                too much to do; `retry_after` seconds
     └── BackendError              the recogniser failed; the next request may succeed
 """
@@ -67,6 +68,10 @@ class ModelUnavailable(OpenSpeechError):
 
 class ModelGone(ModelUnavailable):
     """The model was unloaded while the request waited for it."""
+
+
+class ModelBusy(ModelUnavailable):
+    """The model is being loaded, downloaded or used: what was asked would take it from somebody."""
 
 
 class Overloaded(OpenSpeechError):

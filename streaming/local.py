@@ -84,7 +84,11 @@ class LocalEngine:
         self._ears: Ears | None = None
         self._media = ThreadPoolExecutor(4, thread_name_prefix="media")  # decoding of containers
         self._models: Residency[Executor] = Residency(
-            self._load, Executor.close, limit=plan.max_models, keep_alive=plan.keep_alive
+            self._load,
+            Executor.close,
+            prepare=self._fetch,
+            limit=plan.max_models,
+            keep_alive=plan.keep_alive,
         )
         self._streams = 0
         self._recordings = 0
@@ -168,6 +172,10 @@ class LocalEngine:
             for resident in self._models.snapshot()
         ]
 
+    def loading(self) -> Sequence[str]:
+        """See `Engine.loading`."""
+        return self._models.loading()
+
     async def aclose(self) -> None:
         """See `Engine.aclose`."""
         await self._models.aclose()
@@ -184,9 +192,13 @@ class LocalEngine:
             self._detector = self._detector or made
         return self._detector
 
+    async def _fetch(self, key: str) -> None:
+        """Download what is not here, before another model has to make room for it."""
+        await asyncio.to_thread(lambda: self._catalogue.ensure(self._catalogue.entry(key)))
+
     async def _load(self, key: str) -> Executor:
-        entry = self._catalogue.entry(key)
         started = time.monotonic()
+        entry = await asyncio.to_thread(self._catalogue.entry, key)
         path = await asyncio.to_thread(self._catalogue.ensure, entry)
         loader = self._loaders.get(entry.backend)
         if loader is None:

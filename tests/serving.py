@@ -44,6 +44,7 @@ class Talker:
         self.hold: asyncio.Event | None = None
         self.stopped = threading.Event()
         self.in_memory: dict[str, ModelInfo] = {}
+        self.on_the_way: list[str] = []
         self.summary = Summary(160_000, 80_000, "toy", "en", 0.99)
 
     async def transcribe(
@@ -72,6 +73,9 @@ class Talker:
 
     def loaded(self) -> list[ModelInfo]:
         return list(self.in_memory.values())
+
+    def loading(self) -> list[str]:
+        return self.on_the_way
 
     async def aclose(self) -> None:
         pass

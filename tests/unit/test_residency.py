@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from streaming.errors import ModelUnavailable, Overloaded
+from streaming.errors import ModelBusy, ModelUnavailable, Overloaded
 from streaming.residency import Residency
 
 
@@ -170,6 +170,149 @@ def test_keep_alive_zero_lets_go_after_use_by_itself() -> None:
             while models.snapshot():
                 await asyncio.sleep(0.001)
         assert world.loads == ["a", "a"]
+        await models.aclose()
+
+    scenario(test)
+
+
+def test_a_loaded_model_is_not_taken_from_those_who_waited_for_it() -> None:
+    """Between the end of a load and the first turn of those who asked, others may want its place."""
+
+    async def test(world: World) -> None:
+        models = world.residency(limit=1, keep_alive=0)
+        world.gate = asyncio.Event()
+        held: list[str] = []
+
+        async def use(key: str) -> None:
+            async with models.lease(key) as value:
+                assert (value, False) not in world.closed
+                held.append(value)
+                await turns()
+                assert (value, False) not in world.closed
+
+        first = asyncio.create_task(use("a"))
+        await turns()
+        # Every turn somebody else asks for the place, before and after the load is done.
+        others = []
+        for turn in range(12):
+            if turn == 3:
+                world.gate.set()
+            models.expire()
+            others.append(asyncio.create_task(use("b")))
+            await asyncio.sleep(0)
+        await first
+        results = await asyncio.gather(*others, return_exceptions=True)
+        assert held[0] == "A"
+        assert {type(each) for each in results if each} <= {Overloaded}
+        await models.aclose()
+        assert len(world.closed) == len(world.loads)
+
+    scenario(test)
+
+
+def test_the_next_load_waits_until_the_memory_is_back() -> None:
+    async def test(world: World) -> None:
+        closing = asyncio.Event()
+
+        async def close(value: str, force: bool) -> None:
+            await closing.wait()
+            world.closed.append((value, force))
+
+        models = Residency(world.load, close, limit=1)
+        await models.load("a")
+        wanted = asyncio.create_task(models.load("b"))
+        await turns(20)
+        assert world.loads == ["a"], "b would not fit beside a"
+        closing.set()
+        await wanted
+        assert world.loads == ["a", "b"]
+        gone = asyncio.create_task(models.unload("b"))
+        closing.clear()
+        await turns()
+        assert not gone.done(), "unload returns when the memory is back"
+        closing.set()
+        assert await gone
+        await models.aclose()
+
+    scenario(test)
+
+
+def test_a_model_that_leaves_when_its_work_is_done_still_counts() -> None:
+    async def test(world: World) -> None:
+        models = world.residency(limit=1)
+        async with models.lease("a"):
+            assert await models.unload("a")
+            with pytest.raises(Overloaded):
+                await models.load("b")
+            assert await models.unload("a", force=True)
+            assert world.closed == [("A", True)]
+            await models.load("b")
+        assert world.closed == [("A", True)]
+        await models.aclose()
+
+    scenario(test)
+
+
+def test_unloading_what_is_being_loaded_is_refused() -> None:
+    async def test(world: World) -> None:
+        models = world.residency()
+        world.gate = asyncio.Event()
+        asking = asyncio.create_task(models.load("a"))
+        await turns()
+        assert models.loading() == ["a"]
+        assert models.snapshot() == []
+        with pytest.raises(ModelBusy, match="being loaded"):
+            await models.unload("a")
+        world.gate.set()
+        await asking
+        assert models.loading() == []
+        assert await models.unload("a")
+        await models.aclose()
+
+    scenario(test)
+
+
+def test_nothing_makes_room_before_the_download_is_there() -> None:
+    async def test(world: World) -> None:
+        there = asyncio.Event()
+
+        async def prepare(key: str) -> None:
+            if key == "b":
+                await there.wait()
+            if key == "c":
+                raise ModelUnavailable("no such download")
+
+        models = world.residency(limit=1, prepare=prepare)
+        await models.load("a")
+        asking = asyncio.create_task(models.load("b"))
+        await turns()
+        assert world.closed == []
+        with pytest.raises(ModelUnavailable):
+            await models.load("c")
+        assert world.closed == []
+        there.set()
+        assert await asking == "B"
+        assert world.closed == [("A", False)]
+        await models.aclose()
+
+    scenario(test)
+
+
+def test_all_who_waited_may_leave_and_the_model_expires_like_any_other() -> None:
+    async def test(world: World) -> None:
+        models = world.residency(keep_alive=5)
+        world.gate = asyncio.Event()
+        asking = asyncio.create_task(models.load("a"))
+        await turns()
+        asking.cancel()
+        await turns()
+        world.gate.set()
+        await turns()
+        assert [stay.key for stay in models.snapshot()] == ["a"]
+        world.now = 6
+        models.expire()
+        await turns()
+        assert world.closed == [("A", False)]
         await models.aclose()
 
     scenario(test)
