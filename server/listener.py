@@ -40,14 +40,12 @@ class _Http(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self.transport.get_protocol() is not self:
+            self._disarm()  # upgraded: the socket has its own deadline
+        elif self.cycle is not None and not self.cycle.response_complete:
             self._disarm()
         elif self._deadline is None:
             self._arm()
-
-    def handle_websocket_upgrade(self, event: Any) -> None:
-        self._disarm()
-        super().handle_websocket_upgrade(event)
 
     def _arm(self) -> None:
         self._disarm()
