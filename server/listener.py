@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 HEAD = 10.0
 """Seconds that a request's head may take; uvicorn itself waits for ever."""
+STALL = 10.0
+"""Seconds that a peer may take nothing of what is left to send, while its connection closes or the server drains."""
 MESSAGE = 24 * 2**20
 """Bytes of the largest WebSocket message on any dialect; each dialect has its own limit below."""
 
@@ -98,6 +100,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, here: Context) -> None:
         super().__init__(config)
         self._here = here
+        self._watching: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: at once."""
@@ -121,10 +124,34 @@ class Server(uvicorn.Server):
         while self._here.working and loop.time() < until and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # no event could tell that a signal handler set force_exit
         await super().shutdown(sockets)
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch(self) -> None:
+        """Aborts connections whose peer reads nothing: neither a close nor a drain waits for them."""
+        seen: dict[object, tuple[int, float]] = {}
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(STALL / 10)
+            alive: dict[object, tuple[int, float]] = {}
+            for connection in list(self.server_state.connections):
+                transport: asyncio.Transport = connection.transport
+                left = transport.get_write_buffer_size()
+                if not left or not (self._here.draining or transport.is_closing()):
+                    continue
+                before, since = seen.get(connection, (left + 1, clock()))
+                if left < before:
+                    since = clock()
+                elif clock() - since >= STALL:
+                    log.info("a peer reads nothing; its connection is cut")
+                    transport.abort()
+                alive[connection] = (left, since)
+            seen = alive
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            self._watching = asyncio.create_task(self._watch())
             self._say_where()
 
     def _say_where(self) -> None:

@@ -14,6 +14,7 @@ import anyio
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from server import errors, fields, formats, languages, uploads
 from server.context import context
@@ -64,12 +65,8 @@ async def _serve(request: Request, task: Task) -> Response:
         if output.stream:
             # What the client did wrong shows in the first step: it gets a status, not an event.
             first = await while_connected(request, anext(items))
-            kept = stack.pop_all()  # the file and the generator live as long as the response
-            return StreamingResponse(
-                _events(kept, first, items, options, output),
-                media_type="text/event-stream",
-                headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-            )
+            # The file and the generator live as long as the response.
+            return _Live(stack.pop_all(), _events(first, items, options, output))
         segments, summary = await while_connected(request, gathered(items))
     return answer(segments, summary, options, output)
 
@@ -205,8 +202,29 @@ def seconds(sample: int) -> float:
     return round(sample / RATE, 3)
 
 
+class _Live(StreamingResponse):
+    """Server-sent events; gives back what they are made from, even if not one is ever taken."""
+
+    def __init__(self, stack: AsyncExitStack, events: AsyncGenerator[str, None]) -> None:
+        super().__init__(
+            events,
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+        )
+        self._stack = stack
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # The client may have left, which cancels this task: the work must be stopped all the same.
+            with anyio.CancelScope(shield=True):
+                await self._events.aclose()
+                await self._stack.aclose()
+
+
 async def _events(
-    stack: AsyncExitStack,
     first: Transcribed,
     items: AsyncGenerator[Transcribed, None],
     options: Options,
@@ -233,12 +251,10 @@ async def _events(
         broken = errors.body("the server failed; its log says why", kind="server_error")
         yield _frame(json.dumps(broken))
     finally:
-        # The client may have left, which cancels this task: the work must be stopped all the same.
-        with anyio.CancelScope(shield=True):
-            if upcoming is not None and not upcoming.done():
-                upcoming.cancel()
+        if upcoming is not None and not upcoming.done():
+            upcoming.cancel()
+            with anyio.CancelScope(shield=True):
                 await asyncio.gather(upcoming, return_exceptions=True)
-            await stack.aclose()
 
 
 async def _next(items: AsyncIterator[Transcribed]) -> Transcribed:

@@ -42,6 +42,7 @@ class Talker:
         self.fail_after: int | None = None
         self.asked: list[Options] = []
         self.hold: asyncio.Event | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.stopped = threading.Event()
         self.in_memory: dict[str, ModelInfo] = {}
         self.on_the_way: list[str] = []
@@ -51,6 +52,7 @@ class Talker:
         self, recording: Recording, options: Options, after: Checkpoint | None = None
     ) -> AsyncGenerator[Transcribed, None]:
         self.asked.append(options)
+        self.loop = asyncio.get_running_loop()
         assert recording.path.is_file()
         if self.fault is not None and self.fail_after is None:
             raise self.fault
@@ -64,6 +66,12 @@ class Talker:
             yield self.summary
         finally:
             self.stopped.set()
+
+    def release(self) -> None:
+        """Let go what `hold` holds, from any thread."""
+        assert self.loop is not None
+        assert self.hold is not None
+        self.loop.call_soon_threadsafe(self.hold.set)
 
     async def load(self, model: str, *, keep_alive: float | None = None) -> ModelInfo:
         return self.in_memory.setdefault(model, ModelInfo(model, "fake", "cpu", "int8", 0.0))

@@ -1,15 +1,19 @@
 """Deadlines of the listener, over plain sockets."""
 
 import asyncio
+import itertools
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import closing
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 import websockets
 
 from server import listener
+from streaming.types import RATE, Checkpoint, Options, Recording, Segment, Transcribed
+from tests.fakes import tone, wav
 from tests.serving import Talker, running, with_engine
 
 
@@ -60,3 +64,69 @@ def test_a_websocket_outlives_the_deadline_of_its_head(url: str) -> None:
             await (await client.ping())
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+class Endless(Talker):
+    """Speaks until nobody listens."""
+
+    async def transcribe(
+        self, recording: Recording, options: Options, after: Checkpoint | None = None
+    ) -> AsyncGenerator[Transcribed, None]:
+        try:
+            for at in itertools.count():
+                yield Segment(at * RATE, (at + 1) * RATE, " word" * 200, language="en")
+                await asyncio.sleep(0)
+        finally:
+            self.stopped.set()
+
+
+def upload(stream: str) -> bytes:
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="stream"\r\n\r\n'
+        + stream.encode()
+        + b'\r\n--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        + wav(tone(1.0))
+        + b"\r\n--x--\r\n"
+    )
+    return (
+        b"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: here\r\n"
+        b"content-type: multipart/form-data; boundary=x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    ) + body
+
+
+def test_a_streamed_answer_is_work_until_its_last_byte() -> None:
+    talker = Talker([Segment(0, RATE, " Hello.", language="en")])
+    talker.hold = asyncio.Event()
+    made = with_engine(talker)()
+    here = made[1]
+    with (
+        running(lambda: made) as url,
+        httpx2.Client(base_url=url, timeout=20) as client,
+        client.stream(
+            "POST",
+            "/v1/audio/transcriptions",
+            files={"file": ("a.wav", wav(tone(1.0)))},
+            data={"stream": "true"},
+        ) as answer,
+    ):
+        lines = answer.iter_lines()
+        assert "Hello." in next(lines)
+        assert here.working == 1
+        talker.release()
+        assert "transcript.text.done" in "".join(lines)
+    assert here.working == 0
+
+
+def test_a_peer_that_reads_nothing_does_not_hold_up_a_drain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "STALL", 0.5)
+    talker = Endless()
+    made = with_engine(talker, drain_seconds=100.0)
+    with running(made) as url:
+        deaf = dial(url)
+        deaf.sendall(upload("true"))
+        assert deaf.recv(12) == b"HTTP/1.1 200"
+    # The server has been told to stop here, and waited for as long as it may take.
+    with closing(deaf):
+        assert talker.stopped.is_set()
