@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,7 +34,7 @@ from server import (
     transcriptions,
 )
 from server.context import Context, context
-from server.routes import Endpoint, Handler
+from server.routes import Endpoint
 from streaming.errors import OpenSpeechError
 
 log = logging.getLogger("server.access")
@@ -49,6 +49,10 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 )
 QUIET = ("/health", "/livez", "/readyz")
 """Not in the access log: probes come every few seconds."""
+FILES = ("/docs/", "/assets/")
+"""Paths of static files, which say nothing about who asks."""
+PACE = 1024
+"""Bytes a second that a body has to come at on average, beside the patience for a pause: 408 below."""
 _POLICY = (
     "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; media-src 'self' blob:;"
     " connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; object-src 'none'"
@@ -61,13 +65,13 @@ Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
     """The whole face. `here.engine` is closed by whoever made it, or by `lifespan`."""
     keys = auth.Keys(here.settings.api_keys)
-    by_path: dict[str, list[Endpoint]] = {}
+    by_path: dict[str, dict[str, Endpoint]] = {}
     for endpoint in ENDPOINTS:
-        by_path.setdefault(endpoint.path, []).append(endpoint)
+        by_path.setdefault(endpoint.path, {})[endpoint.method] = endpoint
+    # One route a path, so that a 405 lists all its methods.
     routes: list[Any] = [
-        Route(endpoint.path, _guarded(endpoint, keys), methods=[endpoint.method])
-        for same in by_path.values()
-        for endpoint in same
+        Route(path, _Guarded(endpoints, keys), methods=list(endpoints))
+        for path, endpoints in by_path.items()
     ]
     middleware = [
         Middleware(
@@ -77,8 +81,7 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
         )
     ]
     if here.settings.allow_origins:
-        middleware.insert(
-            0,
+        middleware.append(
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(here.settings.allow_origins),
@@ -110,36 +113,53 @@ async def _nothing(app: Starlette) -> AsyncGenerator[None, None]:
     yield
 
 
-def _guarded(endpoint: Endpoint, keys: auth.Keys) -> Handler:
-    """The handler, behind a key and counted as work."""
+class _Guarded:
+    """The endpoints of a path behind a key, each request counted as work until the last byte of its answer."""
 
-    async def handle(request: Request) -> Response:
-        if not endpoint.public:
-            key = auth.presented(request)
-            if not keys.accept(key):
-                return auth.refusal(key)
+    def __init__(self, endpoints: Mapping[str, Endpoint], keys: auth.Keys) -> None:
+        self.path = next(iter(endpoints.values())).path
+        self._endpoints = endpoints
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
         here = context(request)
-        if here.draining and not endpoint.public:
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        endpoint = self._endpoints[method]
+        refused = None if endpoint.public else self._refusal(request, here)
+        if refused is not None:
+            await refused(scope, receive, send)
+            return
+        here.working += 1
+        try:
+            response = await self._answer(endpoint, request)
+            await response(scope, receive, send)
+        finally:
+            here.working -= 1
+
+    def _refusal(self, request: Request, here: Context) -> Response | None:
+        key = auth.presented(request)
+        if not self._keys.accept(key):
+            return auth.refusal(key)
+        if here.draining:
             return errors.problem(
                 503,
                 "the server is stopping; try again in a moment",
                 code="stopping",
                 headers={"retry-after": "5"},
             )
-        here.working += 1
+        return None
+
+    async def _answer(self, endpoint: Endpoint, request: Request) -> Response:
         try:
             return await endpoint.handle(request)
-        except transcriptions.Gone:
+        except (transcriptions.Gone, ClientDisconnect):
             return Response(status_code=499)
         except (OpenSpeechError, HTTPException):
             raise
         except Exception as error:
             logging.getLogger("server").exception("%s %s failed", request.method, endpoint.path)
             return await errors.on_crash(request, error)
-        finally:
-            here.working -= 1
-
-    return handle
 
 
 class _Surroundings:
@@ -158,8 +178,6 @@ class _Surroundings:
         request_id = "req_" + uuid.uuid4().hex
         token = logs.request_id.set(request_id)
         status = 500
-        taken = 0
-        complete = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -174,48 +192,79 @@ class _Surroundings:
                 headers["permissions-policy"] = "microphone=(self)"
             await send(message)
 
-        async def receive_within_limits() -> Message:
-            nonlocal taken, complete
-            if complete:
-                return await receive()
-            try:
-                async with asyncio.timeout(self._patience):
-                    message = await receive()
-            except TimeoutError:
-                raise HTTPException(
-                    408,
-                    f"the request body stopped coming for {self._patience:g} s; send it again",
-                    {"connection": "close"},
-                ) from None
-            if message["type"] == "http.request":
-                taken += len(message.get("body", b""))
-                complete = not message.get("more_body", False)
-                if taken > self._limit:
-                    raise self._too_large(taken)
-            return message
-
+        body = _Body(scope, receive, self._limit, self._patience)
         try:
-            length = Headers(scope=scope).get("content-length", "0")
-            if length.isdecimal() and int(length) > self._limit:
-                response = await errors.on_http(Request(scope), self._too_large(int(length)))
-                await response(scope, receive, send_with_headers)
-            else:
-                await self._app(scope, receive_within_limits, send_with_headers)
+            await self._app(scope, body.receive, send_with_headers)
         finally:
             logs.request_id.reset(token)
             if scope["path"] not in QUIET:
                 log.info(
                     "%s %s %d in %.0f ms (%s)",
                     scope["method"],
-                    scope["path"][:200],
+                    _route(scope),
                     status,
                     (time.monotonic() - started) * 1000,
                     request_id,
                 )
 
+
+def _route(scope: Scope) -> str:
+    """The route a request took, as the table has it: what else is in a path or a query is nobody's business."""
+    endpoint = scope.get("endpoint")
+    if isinstance(endpoint, _Guarded):
+        return endpoint.path.replace(":path}", "}")
+    if endpoint is None:
+        return "(unknown)"
+    return str(scope["path"])[:100] if scope["path"].startswith(FILES) else "(other)"
+
+
+class _Body:
+    """The body of a request, within limits of size, silence and pace."""
+
+    def __init__(self, scope: Scope, receive: Receive, limit: int, patience: float) -> None:
+        length = Headers(scope=scope).get("content-length", "0")
+        self._announced = int(length) if length.isdecimal() and len(length) < 20 else 0
+        self._receive = receive
+        self._limit = limit
+        self._patience = patience
+        self._taken = 0
+        self._waited = 0.0
+        self._complete = False
+
+    async def receive(self) -> Message:
+        """ASGI's. Raises HTTPException: 413, before reading where the length says so; 408 for what comes too slowly."""
+        if self._complete:
+            return await self._receive()
+        if self._announced > self._limit:
+            raise self._too_large(self._announced)
+        # Only the time spent waiting counts: a server that is slow to take a body is not the client's fault.
+        left = self._patience + self._taken / PACE - self._waited
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(min(self._patience, left)):
+                message = await self._receive()
+        except TimeoutError:
+            raise self._too_slow(left < self._patience) from None
+        self._waited += time.monotonic() - began
+        if message["type"] == "http.request":
+            self._taken += len(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
+            if self._taken > self._limit:
+                raise self._too_large(self._taken)
+        return message
+
     def _too_large(self, size: int) -> HTTPException:
+        # The connection stays open: what the client still sends is thrown away until it reads this.
         return HTTPException(
-            413,
-            f"Maximum content size limit ({self._limit}) exceeded ({size} bytes read)",
-            {"connection": "close"},
+            413, f"Maximum content size limit ({self._limit}) exceeded ({size} bytes read)"
+        )
+
+    def _too_slow(self, dripping: bool) -> HTTPException:
+        found = (
+            f"came at less than {PACE} bytes a second"
+            if dripping
+            else f"stopped coming for {self._patience:g} s"
+        )
+        return HTTPException(
+            408, f"the request body {found}; send it again", {"connection": "close"}
         )

@@ -106,15 +106,19 @@ async def on_fault(request: Request, error: Exception) -> Response:
 async def on_http(request: Request, error: Exception) -> Response:
     """Starlette's handler for HTTPException: unknown routes, wrong methods, broken bodies."""
     assert isinstance(error, HTTPException)
-    url = f"{request.method} {request.url.path}"
-    messages = {
-        404: f"invalid URL ({url}); GET /docs lists the routes",
-        405: f"method not allowed ({url}); GET /docs lists the routes",
-    }
-    message = messages.get(error.status_code, str(error.detail))
-    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-    headers = dict(error.headers) if error.headers else None
-    return problem(error.status_code, message, code=code, headers=headers)
+    url = f"{request.method} {request.url.path[:200]}"
+    headers = dict(error.headers) if error.headers else {}
+    message, code = str(error.detail), None
+    if error.status_code == 404:
+        message, code = f"invalid URL ({url}); GET /docs lists the routes", "unknown_url"
+    elif error.status_code == 405:
+        allowed = ", ".join(sorted(headers.get("Allow", "GET, HEAD").split(", ")))
+        headers["Allow"] = allowed
+        message, code = (
+            f"method not allowed ({url}); this route takes {allowed}",
+            "method_not_allowed",
+        )
+    return problem(error.status_code, message, code=code, headers=headers or None)
 
 
 async def on_crash(request: Request, error: Exception) -> Response:

@@ -8,16 +8,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import anyio
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from server.errors import BadRequest
 
-FIELD = 16 * 2**20
-"""Bytes a text field may have: four reference clips as data URLs fit."""
-PIECE = 2**20
+TEXT = 16 * 2**20
+"""Bytes that the text fields may have in all: four reference clips as data URLs fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,40 +34,59 @@ class Upload:
 @asynccontextmanager
 async def receive(request: Request, file_field: str = "file") -> AsyncGenerator[Upload, None]:
     """Read the body; the file is gone when the block ends. Raises BadRequest."""
-    kind = request.headers.get("content-type", "")
-    if not kind.startswith("multipart/form-data"):
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if kind.lower() != "multipart/form-data":
         raise BadRequest(
-            f"the body is {kind.split(';')[0] or 'of no type'}; send multipart/form-data with the recording in a part"
-            f" named {file_field}",
+            f"the body is {kind or 'of no type'}; send multipart/form-data with the recording in a part named"
+            f" {file_field}",
             param=file_field,
         )
-    try:
-        form = await request.form(max_files=1, max_fields=256, max_part_size=FIELD)
-    except HTTPException as error:
-        if error.status_code != 400:
-            raise
-        raise BadRequest(f"the multipart body is broken: {error.detail}") from None
     with tempfile.TemporaryDirectory(prefix="open-speech-") as folder:
         path = Path(folder) / "recording"
         try:
-            file = form.get(file_field)
-            if not isinstance(file, UploadFile):
-                found = "is text without a filename" if isinstance(file, str) else "is missing"
-                raise BadRequest(
-                    f"the part {file_field} {found}; send the recording as a file in it",
-                    param=file_field,
-                )
-            size = 0
-            async with await anyio.open_file(path, "wb") as out:
-                while piece := await file.read(PIECE):
-                    size += len(piece)
-                    await out.write(piece)
-            fields = tuple(
-                (name, value) for name, value in form.multi_items() if isinstance(value, str)
+            form = await _Parser(request, path).parse()
+        except MultiPartException as error:
+            raise BadRequest(f"the multipart body is broken: {error.message}") from None
+        await form.close()
+        file = form.get(file_field)
+        if not isinstance(file, UploadFile):
+            found = "is text without a filename" if isinstance(file, str) else "is missing"
+            raise BadRequest(
+                f"the part {file_field} {found}; send the recording as a file in it",
+                param=file_field,
             )
-            name = file.filename or "upload"
-        finally:
-            await form.close()
+        size = path.stat().st_size
         if size == 0:
             raise BadRequest("the file is empty; send a recording", param=file_field)
-        yield Upload(path, name, size, fields)
+        fields = tuple(
+            (name, value) for name, value in form.multi_items() if isinstance(value, str)
+        )
+        yield Upload(path, file.filename or "upload", size, fields)
+
+
+class _Parser(MultiPartParser):
+    """Starlette's, with the file where it is wanted and a bound for all text together."""
+
+    def __init__(self, request: Request, path: Path) -> None:
+        super().__init__(
+            request.headers, request.stream(), max_files=1, max_fields=256, max_part_size=TEXT
+        )
+        self._path = path
+        self._text = 0
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        file = self._current_part.file
+        if file is not None:
+            file.file.close()
+            file.file = self._path.open("wb")
+            self._files_to_close_on_error.append(file.file)  # type: ignore[arg-type] # only closed
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._current_part.file is None:
+            self._text += end - start
+            if self._text > TEXT:
+                raise MultiPartException(
+                    f"its text fields have more than {TEXT >> 20} MiB in all; send less"
+                )
+        super().on_part_data(data, start, end)

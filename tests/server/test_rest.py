@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import Iterator
 
@@ -407,7 +408,15 @@ def test_asr_answers_as_whisper_asr_webservice(client: httpx2.Client, talker: Ta
 
 def test_unknown_routes_and_methods_are_told_in_the_envelope(client: httpx2.Client) -> None:
     fault(client.get("/v1/nothing"), 404, code="unknown_url")
-    fault(client.get(TRANSCRIPTIONS), 405, code="method_not_allowed")
+    refused = client.get(TRANSCRIPTIONS)
+    assert "takes POST" in fault(refused, 405, code="method_not_allowed")
+    assert refused.headers["allow"] == "POST"
+    refused = client.put("/v1/models/toy")
+    assert "takes DELETE, GET, HEAD, POST" in fault(refused, 405)
+    assert refused.headers["allow"] == "DELETE, GET, HEAD, POST"
+    fault(client.post("/docs/start.js"), 405)
+    fault(client.get("/docs/assets/nothing.js"), 404, code="unknown_url")
+    assert client.head("/livez").status_code == 200
     fault(client.get("/v1/models/nope"), 404, "model", "model_not_found")
     fault(client.get("/v1/models/..%2F..%2Fetc%2Fpasswd"), 404, "model")
     fault(client.post("/v1/models/"), 404)
@@ -450,6 +459,7 @@ def test_browsers_of_allowed_origins_may_call(talker: Talker) -> None:
         }
         allowed = httpx2.options(url + TRANSCRIPTIONS, headers=asked)
         assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+        assert allowed.headers["x-request-id"].startswith("req_")
         denied = httpx2.options(
             url + TRANSCRIPTIONS, headers=asked | {"origin": "https://evil.example"}
         )
@@ -471,3 +481,24 @@ def test_a_stopping_server_takes_nothing_new() -> None:
         response = httpx2.get(url + "/v1/models")
         fault(response, 503, code="stopping")
         assert int(response.headers["retry-after"]) >= 1
+
+
+def test_the_access_log_names_routes_not_what_clients_put_into_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with (
+        caplog.at_level(logging.INFO, "server.access"),
+        running(with_engine(Talker(SEGMENTS))) as url,
+        httpx2.Client(base_url=url) as client,
+    ):
+        client.get("/v1/models/private-name?key=private")
+        client.get("/private/place")
+        client.get("/docs/start.js")
+        client.put("/api/ps/private-name")
+    lines = [record.getMessage() for record in caplog.records if record.name == "server.access"]
+    assert [line.split(" in ")[0] for line in lines] == [
+        "GET /v1/models/{id} 404",
+        "GET (unknown) 404",
+        "GET /docs/start.js 200",
+        "PUT /api/ps/{model} 405",
+    ]
