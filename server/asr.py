@@ -15,6 +15,7 @@ from server.context import context
 from server.errors import BadRequest
 from server.routes import Endpoint, Parameter, Reply
 from server.transcriptions import gathered, segment_object, while_connected
+from streaming.errors import Unsupported
 from streaming.types import Options, Recording, Segment, Summary
 
 OUTPUTS = {
@@ -39,7 +40,8 @@ async def asr(request: Request) -> Response:
     if task not in ("transcribe", "translate"):
         raise BadRequest(f"task is {task[:40]!r}; it must be transcribe or translate", param="task")
     if query.truth("diarize"):
-        raise BadRequest("diarize is not possible here yet; leave it out", param="diarize")
+        raise Unsupported("diarize is not possible here yet; leave it out", param="diarize")
+    query.truth("vad_filter")
     wanted = [
         ("language", query.text("language") or ""),
         ("prompt", query.text("initial_prompt") or ""),

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 from server import formats, languages
 from server.errors import BadRequest
 from server.settings import Settings
+from streaming.errors import Unsupported
 from streaming.types import Options, Task
 
 Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
@@ -43,8 +44,12 @@ class Form:
 
     def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
         self._values: dict[str, list[str]] = {}
+        self._items: set[str] = set()
         for name, value in fields:
-            self._values.setdefault(name.removesuffix("[]"), []).append(value)
+            bare = name.removesuffix("[]")
+            self._values.setdefault(bare, []).append(value)
+            if bare != name:
+                self._items.add(bare)
 
     def text(self, name: str) -> str | None:
         """The last value that is not empty."""
@@ -52,19 +57,20 @@ class Form:
         return found[-1] if found else None
 
     def many(self, name: str) -> tuple[str, ...]:
-        """All values that are not empty; one that is a JSON list counts as its items."""
+        """All values that are not empty; one under the bare name that is a JSON list counts as its items."""
         found: list[str] = []
         for value in self._values.get(name, []):
-            if value.lstrip().startswith("["):
-                try:
-                    listed = json.loads(value)
-                except ValueError:
-                    listed = None
-                if isinstance(listed, list):
-                    found += [str(each) for each in listed]
-                    continue
-            if value.strip():
-                found.append(value)
+            listed = _listed(value) if name not in self._items else None
+            if listed is None:
+                found += [value] if value.strip() else []
+                continue
+            for each in listed:
+                if not isinstance(each, str | int | float) or isinstance(each, bool):
+                    raise BadRequest(
+                        f"{name} has an entry that is no string; it takes a list of strings",
+                        param=name,
+                    )
+                found.append(str(each))
         # The JS SDK's documented way of passing unknown fields arrives like this.
         if not found and not name.startswith("extra_body"):
             found = list(self.many(f"extra_body[{name}]"))
@@ -85,6 +91,15 @@ class Form:
                 param=name,
             )
         return value
+
+    def whole(self, name: str, least: int, most: int) -> int | None:
+        """A whole number within bounds."""
+        value = self.number(name, least, most)
+        if value is not None and not value.is_integer():
+            raise BadRequest(
+                f"{name} is {value:g}; it must be a whole number from {least} to {most}", param=name
+            )
+        return None if value is None else int(value)
 
     def truth(self, name: str) -> bool | None:
         """A boolean."""
@@ -110,9 +125,9 @@ class Form:
         if text is not None and text.lstrip().startswith("{"):
             try:
                 found = json.loads(text)
-            except ValueError:
-                raise BadRequest(f"{name} is no valid JSON", param=name) from None
-            return {str(key): str(value) for key, value in found.items()}
+            except (ValueError, RecursionError):
+                raise BadRequest(f"{name} is no valid JSON; send one object", param=name) from None
+            return {str(key): str(value) for key, value in found.items() if value is not None}
         return text
 
     def has(self, name: str) -> bool:
@@ -120,17 +135,28 @@ class Form:
         return bool(self.many(name)) or self.mapping(name) is not None
 
 
+def _listed(text: str) -> list[Any] | None:
+    """The items of a JSON list; None for any other text, which may be a phrase that begins with a bracket."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found: list[Any] = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found
+
+
 def parse(form: Form, settings: Settings, *, task: Task) -> tuple[Options, Output]:
     """The request as values. Raises BadRequest that names the field."""
     output = _output(form, settings)
     if form.has("known_speaker_names") or form.has("known_speaker_references"):
-        raise BadRequest(
+        raise Unsupported(
             "known_speaker_names needs a model that tells speakers apart; this server has none yet, leave it out",
             param="known_speaker_names",
         )
     model = form.text("model") or ""
     if "diarize" in model:
-        raise BadRequest(
+        raise Unsupported(
             f"the model {model[:60]!r} tells speakers apart, which this server cannot do yet; choose another",
             param="model",
         )
@@ -140,11 +166,11 @@ def parse(form: Form, settings: Settings, *, task: Task) -> tuple[Options, Outpu
         model=model,
         task=task,
         language=_language(form, settings),
-        languages=tuple(_code(each, "languages") for each in form.many("languages")),
+        languages=tuple(dict.fromkeys(_code(each, "languages") for each in form.many("languages"))),
         prompt=_prompt(form),
         hotwords=_hotwords(form),
         temperature=form.number("temperature", 0, 1) or 0.0,
-        beam=int(form.number("beam_size", 1, 20) or 0) or None,
+        beam=form.whole("beam_size", 1, 20),
         words=output.format in ("srt", "vtt", "verbose_json") or output.stream,
         tokens=output.logprobs,
         endpointing_ms=defaults.endpointing_ms if silence is None else silence,
@@ -166,7 +192,7 @@ def _with_language(options: Options, language: str) -> Options:
 def _output(form: Form, settings: Settings) -> Output:
     wanted = form.text("response_format") or settings.response_format
     if wanted == "diarized_json":
-        raise BadRequest(
+        raise Unsupported(
             "response_format 'diarized_json' needs a model that tells speakers apart, which this server does not have"
             f" yet; use one of {', '.join(FORMATS)}",
             param="response_format",
@@ -191,16 +217,14 @@ def _output(form: Form, settings: Settings) -> Output:
         raise BadRequest(
             f"include logprobs goes with response_format json, not {wanted}", param="include"
         )
-    width = form.number("max_line_width", 8, 1000)
-    lines = form.number("max_line_count", 1, 20)
     return Output(
         cast(Format, wanted),
         bool(form.truth("stream")),
         words="word" in grains,
         segments="segment" in grains or not grains,
         logprobs=bool(include),
-        width=int(width or formats.WIDTH),
-        lines=int(lines or formats.LINES),
+        width=form.whole("max_line_width", 8, 1000) or formats.WIDTH,
+        lines=form.whole("max_line_count", 1, 20) or formats.LINES,
     )
 
 
@@ -250,23 +274,12 @@ def _chunking(form: Form) -> tuple[float | None, int | None, int | None]:
             param="chunking_strategy",
         )
 
-    def number(name: str, least: float, most: float) -> float | None:
-        if name not in found:
-            return None
-        inner: Any = Form([(name, str(found[name]))])
-        try:
-            value: float | None = inner.number(name, least, most)
-        except BadRequest as error:
-            raise BadRequest(
-                f"chunking_strategy: {error.message}", param="chunking_strategy"
-            ) from None
-        return value
-
-    threshold = number("threshold", 0, 1)
-    pre_roll = number("prefix_padding_ms", 0, 5000)
-    silence = number("silence_duration_ms", 10, 10_000)
-    return (
-        threshold,
-        None if pre_roll is None else int(pre_roll),
-        None if silence is None else int(silence),
-    )
+    inner = Form(found.items())
+    try:
+        return (
+            inner.number("threshold", 0, 1),
+            inner.whole("prefix_padding_ms", 0, 5000),
+            inner.whole("silence_duration_ms", 10, 10_000),
+        )
+    except BadRequest as error:
+        raise BadRequest(f"chunking_strategy: {error.message}", param="chunking_strategy") from None

@@ -231,7 +231,7 @@ async def _keep_alive(request: Request) -> float | None:
             return None
         try:
             found = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRequest(
                 'the body is no JSON; send {"keep_alive": seconds} or nothing'
             ) from None

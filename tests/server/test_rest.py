@@ -253,13 +253,56 @@ def test_translations_ask_for_english(client: httpx2.Client, talker: Talker) -> 
             "chunking_strategy",
         ),
         ({"max_line_width": "2"}, "max_line_width"),
+        ({"max_line_count": "1.5"}, "max_line_count"),
         ({"keywords[]": "x" * 2000}, "keywords"),
+        ({"keywords": "[" * 100_000}, "keywords"),
+        ({"keywords": "[[1]]"}, "keywords"),
+        ({"keywords": "[null]"}, "keywords"),
+        ({"languages": "[" * 100_000}, "languages"),
+        ({"chunking_strategy": '{"type":' * 100_000}, "chunking_strategy"),
+        (
+            {"chunking_strategy": '{"type": "server_vad", "prefix_padding_ms": 1.5}'},
+            "chunking_strategy",
+        ),
+        ({"beam_size": "2.5"}, "beam_size"),
+        ({"beam_size": "0"}, "beam_size"),
     ],
 )
 def test_wrong_values_name_their_field_and_what_is_right(
     client: httpx2.Client, fields: dict[str, str], param: str
 ) -> None:
     assert len(fault(post(client, **fields), 400, param)) > 30
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"known_speaker_names[]": "Ann"},
+        {"model": "gpt-4o-transcribe-diarize"},
+        {"response_format": "diarized_json"},
+    ],
+)
+def test_telling_speakers_apart_is_refused_as_unsupported(
+    client: httpx2.Client, fields: dict[str, str]
+) -> None:
+    fault(post(client, **fields), 400, code="unsupported_value")
+
+
+def test_json_in_fields_is_read_as_it_was_meant(client: httpx2.Client, talker: Talker) -> None:
+    post(
+        client,
+        keywords='["New York, NY", 1984]',
+        languages='["fr", "en", "french"]',
+        beam_size="2",
+        chunking_strategy='{"type": "server_vad", "threshold": null, "silence_duration_ms": 300}',
+    )
+    asked = talker.asked[-1]
+    assert asked.hotwords == ("New York, NY", "1984")
+    assert asked.languages == ("fr", "en")
+    assert (asked.beam, asked.vad_threshold, asked.endpointing_ms) == (2, 0.5, 300)
+    # A part of a list is never JSON: it is the phrase itself.
+    post(client, **{"keywords[]": ["[1]", "[draft"]})
+    assert talker.asked[-1].hotwords == ("[1]", "[draft")
 
 
 def test_what_is_no_upload_is_refused_kindly(client: httpx2.Client) -> None:
@@ -400,6 +443,8 @@ def test_asr_answers_as_whisper_asr_webservice(client: httpx2.Client, talker: Ta
     )
     fault(ask(output="docx"), 400, "output")
     fault(ask(task="sing"), 400, "task")
+    fault(ask(vad_filter="perhaps"), 400, "vad_filter")
+    fault(ask(diarize="true"), 400, "diarize", "unsupported_value")
     fault(client.post("/asr"), 400, "audio_file")
     told = client.post("/detect-language", files={"audio_file": ("a", RECORDING)}).json()
     assert told == {"detected_language": "english", "language_code": "en", "confidence": 0.99}
