@@ -103,6 +103,15 @@ def context(engine: object, **settings: object) -> Context:
 @contextmanager
 def running(make: Callable[[], tuple[object, Context]]) -> Iterator[str]:
     """The base URL of a server that runs while the block does. `make` gives its app and context, on its own loop."""
+    with stoppable(make) as (url, _):
+        yield url
+
+
+@contextmanager
+def stoppable(
+    make: Callable[[], tuple[object, Context]], port: int = 0
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The same on `port`, with a function that asks the server to stop, as a signal would."""
     ready, stop = threading.Event(), threading.Event()
     found: dict[str, object] = {}
 
@@ -111,7 +120,7 @@ def running(make: Callable[[], tuple[object, Context]]) -> Iterator[str]:
             app, here = make()
             config = uvicorn.Config(
                 app,  # type: ignore[arg-type]
-                port=0,
+                port=port,
                 http=_Http,
                 ws=_Sockets,
                 ws_per_message_deflate=False,
@@ -139,7 +148,7 @@ def running(make: Callable[[], tuple[object, Context]]) -> Iterator[str]:
     thread.start()
     assert ready.wait(30)
     try:
-        yield f"http://127.0.0.1:{found['port']}"
+        yield f"http://127.0.0.1:{found['port']}", stop.set
     finally:
         stop.set()
         thread.join(30)

@@ -1,0 +1,145 @@
+// The protocol without a server: what is sent after a connection broke. Argument: module.
+import assert from "node:assert/strict";
+
+const { Conversation, OpenSpeechError, address } = await import(process.argv[2]);
+const second = 32_000;
+const message = (type, more = {}) => JSON.stringify({ type, ...more });
+const ready = (more = {}) => message("ready", { seq: 0, session: "s_1", model: "m", received: 0, resumable_seconds: 0, ...more });
+const audio = (seconds, value = 0) => new Uint8Array(seconds * second).fill(value);
+const drained = (conversation) => {
+  const found = [];
+  for (let next = conversation.next(); next !== null; next = conversation.next()) found.push(next);
+  return found;
+};
+const bytes = (messages) => messages.filter((each) => typeof each !== "string").reduce((sum, each) => sum + each.byteLength, 0);
+
+const tests = {
+  "nothing is sent before ready"() {
+    const it = new Conversation({ language: "en", key: "secret", reconnect: true });
+    it.audio(audio(1));
+    assert.deepEqual(JSON.parse(it.opening()), { type: "start", language: "en" });
+    assert.equal(it.next(), null);
+    it.receive(ready());
+    assert.equal(bytes(drained(it)), second);
+  },
+  "a new session hears again what no final covered, with the right offset and number"() {
+    const it = new Conversation();
+    it.opening();
+    it.receive(ready());
+    for (let at = 0; at < 10; at += 1) it.audio(audio(1, at));
+    drained(it);
+    it.receive(message("speech_started", { seq: 1, utterance: 0, at: 0.5 }));
+    it.receive(message("final", { seq: 2, utterance: 0, text: "one", start: 0.5, end: 2.5, received: 6 * second }));
+    it.receive(message("speech_started", { seq: 3, utterance: 1, at: 3 }));
+    it.receive(message("partial", { seq: 4, utterance: 1, committed: "two", received: 8 * second, lag: 0.1 }));
+    assert.equal(it.lost(), true);
+    it.audio(audio(1, 10));
+    const opening = JSON.parse(it.opening());
+    assert.equal(opening.type, "start");
+    assert.equal(opening.offset, 2.5);
+    it.receive(ready({ session: "s_2" }));
+    const sent = drained(it);
+    assert.equal(bytes(sent), 8.5 * second);
+    const [event] = it.receive(message("final", { seq: 1, utterance: 0, text: "two", start: 3, end: 5, received: 8.5 * second }));
+    assert.equal(event.utterance, 1);
+    assert.equal(it.unconfirmed, 0);
+  },
+  "a resumed session gets what it had not received, and the missed events are asked for"() {
+    const it = new Conversation();
+    it.opening();
+    it.receive(ready({ resumable_seconds: 30 }));
+    it.audio(audio(4));
+    drained(it);
+    it.receive(message("ack", { seq: 7, received: 2 * second, lag: 0 }));
+    it.lost();
+    it.audio(audio(1));
+    assert.deepEqual(JSON.parse(it.opening()), { type: "resume", session: "s_1", last_event: 7 });
+    const [again] = it.receive(ready({ resumable_seconds: 30, received: 3 * second }));
+    assert.equal(again.resumed, true);
+    assert.equal(bytes(drained(it)), 2 * second);
+  },
+  "a session that cannot be resumed is begun anew"() {
+    const it = new Conversation();
+    it.opening();
+    it.receive(ready({ resumable_seconds: 30 }));
+    it.audio(audio(2));
+    drained(it);
+    it.lost();
+    it.opening();
+    it.receive(message("error", { seq: 0, code: "not_resumable", message: "gone" }));
+    it.lost();
+    assert.equal(JSON.parse(it.opening()).type, "start");
+    it.receive(ready({ session: "s_2" }));
+    assert.equal(bytes(drained(it)), 2 * second);
+  },
+  "a commit without its marker is sent again, one with it is not"() {
+    const it = new Conversation();
+    it.opening();
+    it.receive(ready());
+    it.audio(audio(1));
+    it.commit("a");
+    it.audio(audio(1));
+    it.commit("b");
+    it.end();
+    assert.equal(drained(it).length, 5);
+    it.receive(message("final", { seq: 1, utterance: 0, text: "x", start: 0, end: 1, received: second }));
+    it.receive(message("marker", { seq: 2, marker: "a", at: 1 }));
+    it.lost();
+    it.opening();
+    it.receive(ready());
+    const sent = drained(it);
+    assert.deepEqual(sent.filter((each) => typeof each === "string").map((each) => JSON.parse(each)), [
+      { type: "commit", marker: "b" },
+      { type: "end" },
+    ]);
+    assert.equal(bytes(sent), second);
+    assert.throws(() => it.audio(audio(1)), OpenSpeechError);
+    it.receive(message("end", { seq: 9, received: second, reason: "client" }));
+    assert.equal(it.ended, true);
+  },
+  "an end that the server chose is not the last word"() {
+    const it = new Conversation();
+    it.opening();
+    it.receive(ready());
+    assert.deepEqual(it.receive(message("end", { seq: 1, received: 0, reason: "draining" })), []);
+    assert.equal(it.ended, false);
+  },
+  "audio is bounded, and a hole is told and moves the offset"() {
+    const it = new Conversation({ bufferSeconds: 10 });
+    it.opening();
+    it.receive(ready());
+    it.audio(audio(1));
+    drained(it);
+    it.lost();
+    let gap = 0;
+    for (let at = 0; at < 30; at += 1) gap += it.audio(audio(1))?.seconds ?? 0;
+    assert.ok(it.unsent <= 10 * second);
+    const { offset } = JSON.parse(it.opening());
+    assert.ok(offset >= 20, `offset ${offset}`);
+    assert.equal(offset, gap + 1);
+    it.receive(ready());
+    assert.equal(bytes(drained(it)) / second, it.seconds - offset);
+  },
+  "long silence is forgotten, and is no gap"() {
+    const it = new Conversation({ bufferSeconds: 20 });
+    it.opening();
+    it.receive(ready());
+    for (let at = 1; at <= 600; at += 1) {
+      assert.equal(it.audio(audio(1)), null);
+      drained(it);
+      it.receive(message("ack", { seq: at, received: at * second, lag: 0 }));
+    }
+    assert.ok(it._items.length <= 12, `${it._items.length} pieces kept`);
+    it.lost();
+    assert.equal(JSON.parse(it.opening()).offset, 590);
+  },
+  "addresses"() {
+    assert.equal(address("http://h:8100"), "ws://h:8100/v1/audio/transcriptions/stream");
+    assert.equal(address("https://h/speech/"), "wss://h/speech/v1/audio/transcriptions/stream");
+    assert.equal(address("wss://h/v1/audio/transcriptions/stream?x=1"), "wss://h/v1/audio/transcriptions/stream");
+  },
+};
+for (const [name, test] of Object.entries(tests)) {
+  test();
+  console.log(name);
+}

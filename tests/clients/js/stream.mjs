@@ -1,0 +1,26 @@
+// Streams a file of 16-bit samples and prints every event as a JSON line. Arguments: module, URL, file, options as JSON.
+import { readFileSync } from "node:fs";
+
+const [module, url, file, given] = process.argv.slice(2);
+const { connect } = await import(module);
+const { size = 3200, pace = 0, commitAt = null, ...options } = JSON.parse(given);
+const say = (event) => console.log(JSON.stringify(event));
+try {
+  const stream = await connect(url, options);
+  const heard = [];
+  stream.addEventListener("final", ({ detail }) => heard.push(detail.text));
+  const audio = readFileSync(file);
+  const sending = (async () => {
+    for (let at = 0; at < audio.length; at += size) {
+      await stream.send(audio.subarray(at, at + size));
+      if (commitAt !== null && at <= commitAt && commitAt < at + size) stream.commit("here");
+      if (pace) await new Promise((resolve) => setTimeout(resolve, pace));
+    }
+    await stream.end();
+  })();
+  for await (const event of stream) say(event);
+  await sending;
+  say({ type: "heard", heard });
+} catch (error) {
+  say({ type: "thrown", name: error.name, code: error.code, param: error.param, message: error.message });
+}
