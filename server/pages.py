@@ -15,6 +15,8 @@ from server.routes import Endpoint, Reply
 _HERE = Path(__file__).parent
 WEB = _HERE / "_web" if (_HERE / "_web").is_dir() else _HERE.parent / "web"
 """The page's files: inside the wheel, or beside the package in a checkout."""
+CLIENT = WEB / "client" if (WEB / "client").is_dir() else _HERE.parent / "clients" / "js"
+"""The JavaScript client's."""
 
 _DOCS = """<!doctype html>
 <html lang="en">
@@ -58,10 +60,16 @@ async def _index(request: Request) -> Response:
     return FileResponse(WEB / "index.html")
 
 
+async def _client(request: Request) -> Response:
+    file = CLIENT / request.url.path.rpartition("/")[2]
+    return FileResponse(file, media_type="text/javascript")
+
+
 async def _schema(request: Request) -> Response:
     return JSONResponse(request.app.state.openapi)
 
 
+_CLIENT = ("open-speech.js", "open-speech-worklet.js")
 _HTML = {200: Reply("a page", {"text/html": None})}
 ENDPOINTS = (
     Endpoint("GET", "/", _index, "pages", "The start page", replies=_HTML, public=True),
@@ -84,6 +92,7 @@ def static() -> list[Route | Mount]:
         Route("/docs/start.js", _start),
         Mount("/docs/assets", StaticFiles(directory=assets())),
     ]
+    routes += [Route(f"/client/{name}", _client) for name in _CLIENT]
     if (WEB / "assets").is_dir():
         routes.append(Mount("/assets", StaticFiles(directory=WEB / "assets")))
     return routes

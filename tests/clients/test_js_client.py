@@ -157,7 +157,11 @@ def test_a_draining_server_hands_over_to_the_next(tmp_path: Path) -> None:
     audio = pcm(np.concatenate([speech("000-en.flac"), silence(1.0), speech("001-en.flac")]))
     (tmp_path / "audio.pcm").write_bytes(audio)
     events: list[dict[str, Any]] = []
-    with running(with_toy()) as second, stoppable(with_toy(drain_seconds=0.2)) as (first, stop), wire(first) as proxy:
+    with (
+        running(with_toy()) as second,
+        stoppable(with_toy(drain_seconds=0.2)) as (first, stop),
+        wire(first) as proxy,
+    ):
         options = {"pace": 10, "reconnect": {"least": 0.05}}
         for event in following(proxy.url, tmp_path / "audio.pcm", options):
             events.append(event)
@@ -176,7 +180,21 @@ def test_the_protocol_without_a_server() -> None:
 
 def test_subtitles_are_those_of_the_server() -> None:
     chance = random.Random(7)
-    vocabulary = "a the of house, mountains. “quoted” <b>&amp; internationalisation 東京 안녕하세요 well… (yes) no?".split()
+    vocabulary = [
+        "a",
+        "the",
+        "of",
+        "house,",
+        "mountains.",
+        "“quoted”",
+        "<b>&amp;",
+        "internationalisation",
+        "東京",
+        "안녕하세요",
+        "well…",
+        "(yes)",
+        "no?",
+    ]
     cases, wanted = [], []
     for _ in range(60):
         segments, finals, at = [], [], 0

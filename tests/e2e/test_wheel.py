@@ -35,7 +35,7 @@ def command(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_page_and_no_tests(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = wheel.namelist()
-    assert "server/_web/index.html" in names
+    assert {"server/_web/index.html", "server/_web/client/open-speech.js"} <= set(names)
     assert "streaming/local.py" in names
     assert not [name for name in names if name.startswith(("tests/", "web/", "docker/"))]
 
