@@ -30,6 +30,7 @@ from server import (
     management,
     openapi,
     pages,
+    realtime,
     sockets,
     transcriptions,
 )
@@ -45,6 +46,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *management.ENDPOINTS,
     *asr.ENDPOINTS,
     *health.ENDPOINTS,
+    *realtime.ENDPOINTS,
     *pages.ENDPOINTS,
 )
 QUIET = ("/health", "/livez", "/readyz")
@@ -91,7 +93,7 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
             ),
         )
     app = Starlette(
-        routes=[*routes, *sockets.ROUTES, *pages.static()],
+        routes=[*routes, *sockets.ROUTES, *realtime.ROUTES, *pages.static()],
         middleware=middleware,
         exception_handlers={
             OpenSpeechError: errors.on_fault,
@@ -103,6 +105,7 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
     app.router.redirect_slashes = False
     app.state.context = here
     app.state.keys = keys
+    app.state.secrets = realtime.Secrets()
     app.state.openapi = openapi.document(ENDPOINTS, transcriptions.SCHEMAS)
     return app
 

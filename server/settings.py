@@ -90,6 +90,12 @@ class Settings:
     max_audio_seconds: Annotated[float, "limits", "longest recording; 413 beyond"] = 4 * 3600.0
     max_requests: Annotated[int, "limits", "recordings at work or waiting; 503 beyond"] = 64
     max_streams: Annotated[int, "limits", "live streams; refused beyond"] = 256
+    realtime_minutes: Annotated[float, "limits", "longest OpenAI Realtime session"] = 60.0
+    realtime_deltas: Annotated[
+        Literal["early", "late"],
+        "recognition",
+        "when a Realtime session sends deltas: early while the person speaks, late after the turn is committed",
+    ] = "early"
     body_timeout: Annotated[
         float, "limits", "seconds to wait for the next piece of a request body; 408 beyond"
     ] = 30.0

@@ -13,7 +13,7 @@ import uvicorn
 from server import assembly
 from server.app import create_app
 from server.context import Context
-from server.listener import Server, _Http, _Sockets
+from server.listener import MESSAGE, Server, _Http, _Sockets
 from server.settings import Settings
 from streaming.backends import loaders
 from streaming.errors import OpenSpeechError
@@ -123,6 +123,7 @@ def stoppable(
                 port=port,
                 http=_Http,
                 ws=_Sockets,
+                ws_max_size=MESSAGE,
                 ws_per_message_deflate=False,
                 lifespan="on",
                 log_config=None,

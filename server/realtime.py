@@ -1,0 +1,250 @@
+"""`/v1/realtime`: OpenAI's transcription sessions, and the short-lived secrets that browsers open them with."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
+
+from server import auth, sockets
+from server.context import Context, context
+from server.conversations import Conversation
+from server.errors import BadRequest
+from server.protocols.openai_realtime import Realtime, said
+from server.protocols.openai_session import Configuration
+from server.routes import Endpoint, Reply
+from streaming.errors import OpenSpeechError
+from streaming.types import Options
+
+log = logging.getLogger(__name__)
+
+PROTOCOL, KEY_PREFIX, BETA = "realtime", "openai-insecure-api-key.", "openai-beta.realtime-v1"
+"""Subprotocols of OpenAI's browser client, which cannot set headers."""
+LEAST, USUAL, MOST = 10, 600, 7200
+"""Seconds that a secret may live."""
+SECRETS = 10_000
+"""Secrets kept; beyond, the oldest goes, which no honest client of a small server notices."""
+
+
+class Secrets:
+    """Client secrets in memory: with each, until when it opens sessions and how they are configured."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, tuple[float, Configuration]] = OrderedDict()
+
+    def make(self, seconds: float, configuration: Configuration, now: float) -> str:
+        """A new one."""
+        for value, (until, _) in list(self._found.items()):
+            if until <= now:
+                del self._found[value]
+        if len(self._found) >= SECRETS:
+            self._found.popitem(last=False)
+        value = "ek_" + secrets.token_urlsafe(32)
+        self._found[value] = (now + seconds, configuration)
+        return value
+
+    def configuration(self, value: str | None, now: float) -> Configuration | None:
+        """What sessions opened with `value` begin with; None if it is unknown or has expired."""
+        until, configuration = self._found.get(value or "", (0.0, None))
+        return configuration if now < until else None
+
+
+async def realtime(socket: WebSocket) -> None:
+    """The socket. Whatever `intent` and `model` say, it is a transcription session: there is no other kind here."""
+    here = context(socket)
+    offered = socket.scope.get("subprotocols", [])
+    if not sockets._origin_allowed(socket, here):
+        await socket.close(1008, "origin not allowed")
+        return
+    await socket.accept(PROTOCOL if PROTOCOL in offered else None)
+    key = auth.presented(socket) or next(
+        (each.removeprefix(KEY_PREFIX) for each in offered if each.startswith(KEY_PREFIX)), None
+    )
+    kept: Secrets = socket.app.state.secrets
+    configuration = kept.configuration(key, time.time())
+    if configuration is None and not socket.app.state.keys.accept(key):
+        await _refuse(socket, key)
+        return
+    model = socket.query_params.get("model")
+    if configuration is None:
+        configuration = Configuration()
+        if model and _served(here, model):
+            given = {"audio": {"input": {"transcription": {"model": model}}}}
+            configuration = configuration.updated(given)
+    beta = BETA in offered or "realtime=v1" in socket.headers.get("openai-beta", "")
+    dialect = Realtime(
+        configuration,
+        check=lambda options: _check(here, options),
+        language=here.settings.language,
+        deltas=here.settings.realtime_deltas,
+        beta=beta,
+        limit=here.settings.realtime_minutes * 60,
+    )
+    started = time.monotonic()
+    log.info("realtime session %s opened", dialect.id)
+    here.working += 1
+    try:
+        code = await Conversation(socket, here, dialect).run()
+    finally:
+        here.working -= 1
+    log.info(
+        "realtime session %s closed with %d after %.1f s",
+        dialect.id,
+        code,
+        time.monotonic() - started,
+    )
+
+
+def _check(here: Context, options: Options) -> None:
+    here.catalogue.resolve(options.model, task=options.task, language=options.language)
+
+
+def _served(here: Context, model: str) -> bool:
+    try:
+        here.catalogue.resolve(model)
+    except OpenSpeechError:
+        return False
+    return True
+
+
+async def _refuse(socket: WebSocket, key: str | None) -> None:
+    """As OpenAI does it: a browser that is refused at the handshake learns nothing."""
+    code = None if key is None else "invalid_api_key"
+    message = (
+        "Missing bearer or basic authentication in header"
+        if key is None
+        else "the API key provided is not one of this server's; ask its operator for one"
+    )
+    error = {"type": "invalid_request_error", "code": code, "message": message, "param": None}
+    await socket.send_text(
+        said("error", "event_" + secrets.token_urlsafe(16), error={**error, "event_id": None})
+    )
+    await socket.close(3000, "invalid_request_error" + (f".{code}" if code else ""))
+
+
+async def client_secrets(request: Request) -> Response:
+    """OpenAI's `client_secrets`."""
+    given = await _body(request)
+    expires = given.get("expires_after") or {}
+    seconds = expires.get("seconds") if isinstance(expires, dict) else None
+    configuration = Configuration().updated(given.get("session") or {})
+    value, until = _secret(request, USUAL if seconds is None else seconds, configuration)
+    session = _session(configuration.shown(), until) | {"type": "transcription"}
+    return JSONResponse({"value": value, "expires_at": until, "session": session})
+
+
+async def transcription_sessions(request: Request) -> Response:
+    """The beta's way: the fields flat, the secret inside the session."""
+    given = await _body(request)
+    wanted = given.get("client_secret") or {}
+    expires = wanted.get("expires_at") or wanted.get("expires_after") or {}
+    seconds = expires.get("seconds") if isinstance(expires, dict) else None
+    configuration = Configuration().updated_flat(given)
+    value, until = _secret(request, USUAL if seconds is None else seconds, configuration)
+    session = _session(configuration.shown_flat(), until)
+    return JSONResponse({**session, "client_secret": {"value": value, "expires_at": until}})
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    data = await request.body()
+    try:
+        given = msgspec.json.decode(data) if data.strip() else {}
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise BadRequest("the body is not JSON; send an object, or nothing") from None
+    if not isinstance(given, dict):
+        raise BadRequest("the body is no JSON object; send an object, or nothing")
+    return given
+
+
+def _secret(request: Request, seconds: Any, configuration: Configuration) -> tuple[str, int]:
+    if isinstance(seconds, bool) or not isinstance(seconds, int) or not LEAST <= seconds <= MOST:
+        raise BadRequest(
+            f"expires_after.seconds is {str(seconds)[:40]!r};"
+            f" it must be a whole number from {LEAST} to {MOST}",
+            param="expires_after.seconds",
+        )
+    _check(context(request), configuration.options(partials=True))
+    now = time.time()
+    return request.app.state.secrets.make(seconds, configuration, now), int(now + seconds)
+
+
+def _session(shown: dict[str, Any], until: int) -> dict[str, Any]:
+    return {
+        "id": "sess_" + secrets.token_urlsafe(16),
+        "object": "realtime.transcription_session",
+        "expires_at": until,
+        **shown,
+    }
+
+
+_OBJECT = {"type": "object", "additionalProperties": True}
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/v1/realtime/client_secrets",
+        client_secrets,
+        "realtime",
+        "Make a secret that opens Realtime sessions until it expires",
+        "For browsers, which should not hold a key of the server.",
+        body={
+            "application/json": {
+                "type": "object",
+                "properties": {
+                    "expires_after": {
+                        "type": "object",
+                        "properties": {
+                            "anchor": {"type": "string"},
+                            "seconds": {"type": "integer", "minimum": LEAST, "maximum": MOST},
+                        },
+                    },
+                    "session": _OBJECT,
+                },
+            }
+        },
+        replies={
+            200: Reply(
+                "the secret and the session it opens",
+                {
+                    "application/json": {
+                        "type": "object",
+                        "required": ["value", "expires_at", "session"],
+                        "properties": {
+                            "value": {"type": "string"},
+                            "expires_at": {"type": "integer"},
+                            "session": _OBJECT,
+                        },
+                    }
+                },
+            )
+        },
+    ),
+    Endpoint(
+        "POST",
+        "/v1/realtime/transcription_sessions",
+        transcription_sessions,
+        "realtime",
+        "The same for clients of OpenAI's beta",
+        body={"application/json": _OBJECT},
+        replies={
+            200: Reply(
+                "the session with its secret",
+                {
+                    "application/json": {
+                        "type": "object",
+                        "required": ["id", "client_secret"],
+                        "properties": {"id": {"type": "string"}, "client_secret": _OBJECT},
+                    }
+                },
+            )
+        },
+    ),
+)
+ROUTES = [WebSocketRoute("/v1/realtime", realtime)]

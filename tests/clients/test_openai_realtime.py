@@ -1,0 +1,120 @@
+"""OpenAI's own SDK speaking Realtime, sync and async, against a running server with a real Whisper."""
+
+import asyncio
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import soxr
+
+from streaming.types import Samples
+from tests.fakes import lines, pcm, silence, speech, word_errors
+from tests.serving import running, with_toy
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:connect.. must be used as a context manager:DeprecationWarning"
+)
+"""The SDK uses websockets in a way that its newest version discourages."""
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running(with_toy()) as url:
+        yield url + "/v1"
+
+
+VAD = {"type": "server_vad", "silence_duration_ms": 400}
+
+
+def session(turn_detection: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+    return {
+        "type": "transcription",
+        "audio": {
+            "input": {
+                "format": {"type": "audio/pcm", "rate": 24000},
+                "transcription": {"model": "toy"},
+                "turn_detection": turn_detection,
+            }
+        },
+        **more,
+    }
+
+
+def pieces(samples: Samples, milliseconds: int) -> Iterator[str]:
+    """Appends of 24 kHz audio."""
+    audio = pcm(soxr.resample(samples, 16000, 24000))
+    size = 48 * milliseconds
+    for at in range(0, len(audio), size):
+        yield base64.b64encode(audio[at : at + size]).decode()
+
+
+@pytest.mark.parametrize("milliseconds", [20, 100])
+@pytest.mark.parametrize("turn_detection", [VAD, None], ids=["server_vad", "manual"])
+def test_sync(url: str, turn_detection: dict[str, Any] | None, milliseconds: int) -> None:
+    client = openai.OpenAI(api_key="any", base_url=url)
+    samples = np.concatenate([speech("000-en.flac"), silence(1.0)])
+    with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
+        assert connection.recv().type == "session.created"
+        connection.session.update(session=session(turn_detection))  # type: ignore[arg-type]
+        assert connection.recv().type == "session.updated"
+        for piece in pieces(samples, milliseconds):
+            connection.input_audio_buffer.append(audio=piece)
+        if turn_detection is None:
+            connection.input_audio_buffer.commit()
+        events = []
+        for event in connection:
+            events.append(event)
+            if event.type.endswith("completed"):
+                break
+    expect_one_turn(events, manual=turn_detection is None)
+    client.close()
+
+
+@pytest.mark.parametrize("milliseconds", [20, 100])
+@pytest.mark.parametrize("turn_detection", [VAD, None], ids=["server_vad", "manual"])
+def test_async(url: str, turn_detection: dict[str, Any] | None, milliseconds: int) -> None:
+    async def run() -> list[Any]:
+        samples = np.concatenate([speech("000-en.flac"), silence(1.0)])
+        async with (
+            openai.AsyncOpenAI(api_key="any", base_url=url) as client,
+            client.realtime.connect(extra_query={"intent": "transcription"}) as connection,
+        ):
+            assert (await connection.recv()).type == "session.created"
+            await connection.session.update(session=session(turn_detection))  # type: ignore[arg-type]
+            assert (await connection.recv()).type == "session.updated"
+            for piece in pieces(samples, milliseconds):
+                await connection.input_audio_buffer.append(audio=piece)
+            if turn_detection is None:
+                await connection.input_audio_buffer.commit()
+            events = []
+            async for event in connection:
+                events.append(event)
+                if event.type.endswith("completed"):
+                    return events
+        raise AssertionError
+
+    expect_one_turn(asyncio.run(asyncio.wait_for(run(), 60)), manual=turn_detection is None)
+
+
+def expect_one_turn(events: list[Any], *, manual: bool) -> None:
+    """One turn, in OpenAI's order, its deltas spelling its transcript."""
+    assert len({event.item_id for event in events if getattr(event, "item_id", None)}) == 1
+    deltas = [event for event in events if event.type.endswith("transcription.delta")]
+    rest = [event.type for event in events if event not in deltas]
+    order = [
+        "input_audio_buffer.committed",
+        "conversation.item.added",
+        "conversation.item.done",
+        "conversation.item.input_audio_transcription.completed",
+    ]
+    if not manual:
+        order = ["input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped", *order]
+    assert rest == order
+    completed = events[-1]
+    assert "".join(each.delta for each in deltas) == completed.transcript
+    assert word_errors(lines()[0].text, completed.transcript) <= 1
+    assert completed.usage.type == "duration"
+    assert 3 < completed.usage.seconds < 8
