@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streaming.types import RATE, Segment, Word
 
@@ -22,6 +22,10 @@ LINGER = RATE
 """How long a cue stays after its last word at most, so that short ones can be read."""
 READABLE = RATE
 """How long a cue stays at least, where the next one leaves it room."""
+LONGEST = 7 * RATE
+"""How long a cue stays at most (Netflix, BBC)."""
+BLINK = RATE // 1000
+"""How long any cue stays: what is shorter than a millisecond is written as nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +44,45 @@ def text(segments: Iterable[Segment]) -> str:
 
 def cues(segments: Iterable[Segment], *, width: int = WIDTH, lines: int = LINES) -> list[Cue]:
     """Subtitles of `segments`, each word in exactly one, in order."""
-    made: list[Cue] = []
-    for segment in segments:
-        words = segment.words or _spread(segment)
-        made += [
-            Cue(group[0].start, max(group[-1].end, group[0].start + 1), _lines(group, width, lines))
-            for group in _groups(words, width, lines)
-        ]
-    timed: list[Cue] = []
-    for at, cue in enumerate(made):
-        limit = made[at + 1].start if at + 1 < len(made) else cue.end + LINGER
-        end = min(max(cue.end, cue.start + READABLE), cue.end + LINGER, max(limit, cue.start + 1))
-        timed.append(Cue(cue.start, end, cue.lines))
-    return timed
+    captions = Captions(width, lines)
+    made = [cue for segment in segments for cue in captions.decode(segment)]
+    return made + captions.flush()
+
+
+class Captions:
+    """Segments in order to subtitles; keeps the newest back, since how long it stays depends on what follows."""
+
+    def __init__(self, width: int = WIDTH, lines: int = LINES) -> None:
+        self._width = width
+        self._lines = lines
+        self._held: Cue | None = None
+
+    def decode(self, segment: Segment) -> list[Cue]:
+        """The subtitles completed by `segment`."""
+        done: list[Cue] = []
+        words = [part for word in segment.words or _spread(segment) for part in _parts(word)]
+        for group in _groups(words, self._width, self._lines):
+            start, end = group[0].start, group[-1].end
+            if self._held is not None:
+                start = max(start, self._held.start + BLINK)
+                done += self._timed(start)
+            end = max(start + BLINK, end)
+            self._held = Cue(start, end, _lines(group, self._width, self._lines))
+        return done
+
+    def flush(self) -> list[Cue]:
+        """The last subtitle."""
+        return self._timed(None)
+
+    def _timed(self, following: int | None) -> list[Cue]:
+        """The one kept back, gone before `following`, the start of the next."""
+        cue, self._held = self._held, None
+        if cue is None:
+            return []
+        end = min(max(cue.end, cue.start + READABLE), cue.end + LINGER, cue.start + LONGEST)
+        if following is not None:
+            end = min(end, following)
+        return [Cue(cue.start, end, cue.lines)]
 
 
 def srt(cues: Iterable[Cue], first: int = 1) -> str:
@@ -77,11 +107,9 @@ def vtt(cues: Iterable[Cue], *, header: bool = True) -> str:
 
 
 def tsv(segments: Iterable[Segment]) -> str:
-    """Start and end in milliseconds, text, by tabs, as Whisper's own."""
+    """Start and end in milliseconds, text, by tabs, as Whisper's own; tabs and line breaks of the text are spaces."""
     rows = [
-        f"{segment.start * 1000 // RATE}\t{segment.end * 1000 // RATE}\t{segment.text.strip()}".replace(
-            "\n", " "
-        )
+        f"{segment.start * 1000 // RATE}\t{segment.end * 1000 // RATE}\t{' '.join(segment.text.split())}"
         for segment in segments
     ]
     return "start\tend\ttext\n" + "".join(row + "\n" for row in rows)
@@ -89,7 +117,7 @@ def tsv(segments: Iterable[Segment]) -> str:
 
 def clock(sample: int, mark: str) -> str:
     """`01:02:03,456`, always with hours."""
-    milliseconds = round(sample * 1000 / RATE)
+    milliseconds = (sample * 1000 + RATE // 2) // RATE
     seconds, milliseconds = divmod(milliseconds, 1000)
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
@@ -97,25 +125,62 @@ def clock(sample: int, mark: str) -> str:
 
 
 def width_of(line: str) -> int:
-    """Columns of a line: East Asian characters take two."""
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in line)
+    """Columns of a line: East Asian characters take two, marks on others none."""
+    return sum(
+        2
+        if unicodedata.east_asian_width(letter) in "WF"
+        else 0
+        if unicodedata.category(letter) == "Mn"
+        else 1
+        for letter in line
+    )
 
 
 def _spread(segment: Segment) -> tuple[Word, ...]:
     """Words of a segment that was not aligned, their times by length."""
-    parts = re.findall(r"\s*\S+", segment.text)
-    total = sum(len(part) for part in parts) or 1
+    return _timed(re.findall(r"\s*\S+", segment.text), segment.start, segment.end)
+
+
+def _timed(parts: Sequence[str], start: int, end: int) -> tuple[Word, ...]:
+    total = sum(width_of(part) for part in parts) or 1
     words, at = [], 0
-    length = segment.end - segment.start
     for part in parts:
-        start = segment.start + length * at // total
-        at += len(part)
-        words.append(Word(part, start, segment.start + length * at // total, 0.0))
+        begin = start + (end - start) * at // total
+        at += width_of(part)
+        words.append(Word(part, begin, start + (end - start) * at // total, 0.0))
     return tuple(words)
 
 
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana, Han
+)
+_PART = re.compile(
+    # A letter of a script without spaces takes the opening marks before it and whatever may not begin a line:
+    # closing marks, small kana, vowel signs (Japanese kinsoku rules, in short).
+    rf"\s*[（「『【〈《“‘(\[]*(?:[{_UNSPACED}]|[^\s{_UNSPACED}]+?(?=[{_UNSPACED}（「『【〈《]|\s|$))"
+    r"[、。，．！？：；・）」』】〉》”’)\],.!?:;…ー々ゝぁぃぅぇぉっゃゅょァィゥェォッャュョ"
+    r"\u0e30-\u0e3a\u0e45-\u0e4e\u0eb0-\u0ebc\u0ec8-\u0ece\u102b-\u103e\u17b4-\u17d3]*"
+)
+
+
+def _parts(word: Word) -> tuple[Word, ...]:
+    """A word, or in a script without spaces the places at which a line of it may be broken."""
+    if not re.search(f"[{_UNSPACED}]", word.text):
+        return (word,)
+    found = _PART.findall(word.text)
+    if len(found) < 2 or "".join(found) != word.text:
+        return (word,)
+    return tuple(
+        replace(part, probability=word.probability) for part in _timed(found, word.start, word.end)
+    )
+
+
+_CLAUSES = (",", ";", ":", ".", "?", "!", "，", "、", "。", "？", "！", "；", "：")
+
+
 def _groups(words: Sequence[Word], width: int, lines: int) -> list[list[Word]]:
-    """Words that share a cue: as many as fit, cut at pauses, and at clauses where a cut is needed anyway."""
+    """Words that share a cue: as many as fit, cut at pauses, and at clauses or evenly where a cut is needed anyway."""
     groups: list[list[Word]] = []
     for stretch in _stretches(words):
         rest = list(stretch)
@@ -124,17 +189,28 @@ def _groups(words: Sequence[Word], width: int, lines: int) -> list[list[Word]]:
             while fit < len(rest) and _fits(rest[: fit + 1], width, lines):
                 fit += 1
             if fit < len(rest):
-                clauses = [
-                    at
-                    for at in range(fit // 2 + 1, fit + 1)
-                    if rest[at - 1]
-                    .text.rstrip()
-                    .endswith((",", ";", ":", "，", "、", ".", "?", "!"))
-                ]
-                fit = clauses[-1] if clauses else fit
+                fit = _cut(rest, fit, width, lines)
             groups.append(rest[:fit])
             rest = rest[fit:]
     return groups
+
+
+def _cut(words: Sequence[Word], fit: int, width: int, lines: int) -> int:
+    """Where to end a cue of at most `fit` words: after the last clause, or halfway where two cues take what is left."""
+    clauses = [
+        at for at in range(fit // 2 + 1, fit + 1) if words[at - 1].text.rstrip().endswith(_CLAUSES)
+    ]
+    if clauses:
+        return clauses[-1]
+    if not _fits(words[fit:], width, lines):
+        return fit
+    half = sum(width_of(word.text) for word in words) / 2
+    filled = 0
+    for at in range(1, fit):
+        filled += width_of(words[at - 1].text)
+        if filled >= half and _fits(words[at:], width, lines):
+            return at
+    return fit
 
 
 def _stretches(words: Sequence[Word]) -> list[list[Word]]:
@@ -148,7 +224,8 @@ def _stretches(words: Sequence[Word]) -> list[list[Word]]:
 
 
 def _fits(words: Sequence[Word], width: int, lines: int) -> bool:
-    return len(_filled(words, width)) <= lines
+    lasting = words[-1].end - words[0].start
+    return lasting <= LONGEST and len(_filled(words, width)) <= lines
 
 
 def _filled(words: Sequence[Word], width: int) -> list[str]:
@@ -169,7 +246,7 @@ def _lines(words: Sequence[Word], width: int, lines: int) -> tuple[str, ...]:
         best = rows
 
         def unevenness(pair: list[str]) -> tuple[bool, int]:
-            clause = pair[0].endswith((",", ";", ":", ".", "?", "!", "，", "、"))
+            clause = pair[0].endswith(_CLAUSES)
             return (not clause, abs(width_of(pair[0]) - width_of(pair[1])))
 
         for at in range(1, len(words)):

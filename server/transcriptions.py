@@ -245,9 +245,13 @@ async def _events(
                 yield ": keep-alive\n\n"
             item = upcoming.result()
     except OpenSpeechError as error:
+        for frame in writer.rest():
+            yield frame
         yield _frame(json.dumps(errors.envelope(error)))
     except Exception:
         log.exception("a transcription failed after its first event")
+        for frame in writer.rest():
+            yield frame
         broken = errors.body("the server failed; its log says why", kind="server_error")
         yield _frame(json.dumps(broken))
     finally:
@@ -269,6 +273,7 @@ class _Writer:
         self._output = output
         self._text = ""
         self._count = 0
+        self._captions = formats.Captions(output.width, output.lines)
 
     def frames(self, item: Transcribed) -> list[str]:
         match item:
@@ -279,8 +284,29 @@ class _Writer:
                 if item.language is not None and item.language_probability is not None:
                     done["languages"] = [{"code": item.language}]
                 return [_frame(json.dumps(done, ensure_ascii=False))]
+            case Summary():
+                return self.rest()
             case _:
                 return []
+
+    def rest(self) -> list[str]:
+        """What was kept back; also after a fault."""
+        if self._output.format not in ("srt", "vtt"):
+            return []
+        left = self._cues(self._captions.flush())
+        if self._output.format == "vtt" and not self._count:
+            left.append(_frame(formats.vtt([])))
+        return left
+
+    def _cues(self, cues: list[formats.Cue]) -> list[str]:
+        made = []
+        for cue in cues:
+            self._count += 1
+            if self._output.format == "srt":
+                made.append(_frame(formats.srt([cue], self._count)))
+            else:
+                made.append(_frame(formats.vtt([cue], header=self._count == 1)))
+        return made
 
     def _segment(self, segment: Segment) -> list[str]:
         output = self._output
@@ -310,15 +336,7 @@ class _Writer:
                 self._count += 1
                 return [_frame(json.dumps(alone, ensure_ascii=False))]
             case "srt" | "vtt":
-                cues = formats.cues([segment], width=output.width, lines=output.lines)
-                made = []
-                for cue in cues:
-                    self._count += 1
-                    if output.format == "srt":
-                        made.append(_frame(formats.srt([cue], self._count)))
-                    else:
-                        made.append(_frame(formats.vtt([cue], header=self._count == 1)))
-                return made
+                return self._cues(self._captions.decode(segment))
 
 
 def _frame(text: str) -> str:

@@ -12,7 +12,9 @@ LONGEST = 7 * RATE
 PAUSE = RATE // 2
 """Silence between words that ends a segment."""
 BREATH = RATE // 5
-"""Silence that is a good place to cut a segment that has become too long."""
+"""Silence that is a good place to cut a sentence that is too long for one segment."""
+ENDLESS = 4 * LONGEST
+"""A sentence that goes on for longer is divided before its end is known."""
 _END = re.compile(r"""[.!?…。！？]["'”’»)\]」』]*$""")
 _CLAUSE = re.compile(r"""[,;:，、；：–—-]["'”’»)\]」』]*$""")
 _SHORT = "mr mrs ms dr prof st sr jr vs etc e.g i.e fig vol approx inc ltd co dept mt z.b d.h u.a bzw nr sra mme"
@@ -40,7 +42,7 @@ class Sentences:
         self._open: list[Word] = []
 
     def receive(self, words: Sequence[Word]) -> list[tuple[Word, ...]]:
-        """The groups that `words` completes. Positions are absolute."""
+        """Groups that `words` completes; how a long sentence is divided shows at its end. Positions are absolute."""
         done: list[tuple[Word, ...]] = []
         for word in words:
             if self._open:
@@ -49,28 +51,48 @@ class Sentences:
                 if paused or ends_sentence(last.text, word.text):
                     done += self.flush()
             self._open.append(word)
-            while self._open[-1].end - self._open[0].start > LONGEST and len(self._open) > 1:
-                cut = self._best_cut()
-                done.append(tuple(self._open[:cut]))
-                del self._open[:cut]
+            if self._open[-1].end - self._open[0].start > ENDLESS and len(self._open) > 1:
+                *ready, rest = _divided(self._open)
+                done += ready
+                self._open = list(rest)
         return done
 
     def flush(self) -> list[tuple[Word, ...]]:
         """What is left."""
         rest, self._open = self._open, []
-        return [tuple(rest)] if rest else []
+        return _divided(rest) if rest else []
 
-    def _best_cut(self) -> int:
-        """How many of the open words make a segment: up to a clause or a breath in the second half, if there is one."""
-        words = self._open
-        fitting = [
-            at for at in range(1, len(words)) if words[at - 1].end - words[0].start <= LONGEST
-        ] or [1]
-        late = [at for at in fitting if words[at - 1].end - words[0].start >= LONGEST * 2 // 5]
 
-        def worth(at: int) -> tuple[int, int]:
-            gap = words[at].start - words[at - 1].end
-            clause = bool(_CLAUSE.search(words[at - 1].text.strip()))
-            return (2 * clause + (gap >= BREATH), gap if gap >= BREATH // 4 else at)
+def _divided(words: Sequence[Word]) -> list[tuple[Word, ...]]:
+    """`words` in parts of at most `LONGEST`: as few and as even as can be, cut after clauses and at breaths.
 
-        return max(late or fitting, key=worth)
+    The squares of what the parts lack add up to a cost, so that no part is a leftover; the best division is found from
+    left to right.
+    """
+    costs, cuts = [0.0], [0]
+    for end in range(1, len(words) + 1):
+        found: list[tuple[float, int]] = []
+        for start in range(end - 1, -1, -1):
+            length = words[end - 1].end - words[start].start
+            if length > LONGEST and end - start > 1:
+                break
+            slack = max(0.0, 1 - length / LONGEST)
+            found.append((costs[start] + slack**2 + _harm(words, start), start))
+        cost, start = min(found)
+        costs.append(cost)
+        cuts.append(start)
+    parts: list[tuple[Word, ...]] = []
+    end = len(words)
+    while end:
+        parts.append(tuple(words[cuts[end] : end]))
+        end = cuts[end]
+    return parts[::-1]
+
+
+def _harm(words: Sequence[Word], at: int) -> float:
+    """How bad it is to begin a part at a word: a part each costs, and one within a clause more."""
+    if at == 0:
+        return 1.0
+    if _CLAUSE.search(words[at - 1].text.strip()):
+        return 1.0
+    return 1.2 if words[at].start - words[at - 1].end >= BREATH else 1.4

@@ -183,6 +183,35 @@ def test_streamed_subtitles_are_a_frame_a_cue(client: httpx2.Client) -> None:
     assert verbose[1]["duration"] == 1.0
 
 
+def test_streamed_cues_wait_for_the_next_so_that_none_overlap(
+    client: httpx2.Client, talker: Talker
+) -> None:
+    talker.segments = [
+        Segment(0, RATE // 4, " Yes.", language="en"),
+        Segment(RATE // 2, RATE, " No.", language="en"),
+    ]
+    found = frames(post(client, stream="true", response_format="srt"))
+    assert found == [
+        "1\n00:00:00,000 --> 00:00:00,500\nYes.",
+        "2\n00:00:00,500 --> 00:00:01,500\nNo.",
+    ]
+    whole = post(client, response_format="srt").text
+    assert "\n\n".join(found) + "\n\n" == whole
+    talker.fault, talker.fail_after = BackendError("it broke"), 1
+    assert "Yes." in frames(post(client, stream="true", response_format="vtt"))[0]
+
+
+def test_streamed_webvtt_begins_as_webvtt_even_for_silence(
+    client: httpx2.Client, talker: Talker
+) -> None:
+    assert post(client, stream="true", response_format="vtt").text.startswith(
+        "data: WEBVTT\ndata: \ndata: 00:00:00.000"
+    )
+    talker.segments = []
+    assert frames(post(client, stream="true", response_format="vtt")) == ["WEBVTT"]
+    assert post(client, stream="true", response_format="srt").text == ""
+
+
 def test_fields_reach_the_engine_in_every_encoding(client: httpx2.Client, talker: Talker) -> None:
     post(
         client,

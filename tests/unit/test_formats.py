@@ -41,6 +41,13 @@ def test_tsv_counts_milliseconds() -> None:
     assert formats.tsv([HELLO]) == "start\tend\ttext\n0\t2000\tHello <you> & me.\n"
 
 
+def test_tsv_keeps_its_columns() -> None:
+    assert (
+        formats.tsv([Segment(0, RATE, " one\ttwo\r\nthree")])
+        == "start\tend\ttext\n0\t1000\tone two three\n"
+    )
+
+
 def test_text_is_joined_and_stripped() -> None:
     assert formats.text([HELLO, LATER]) == "Hello <you> & me. Good bye."
 
@@ -59,6 +66,38 @@ def test_languages_without_spaces_are_counted_by_width() -> None:
     for cue in formats.cues([Segment(0, 60 * 2000, "", words)]):
         assert len(cue.lines) <= 2
         assert all(formats.width_of(line) <= 42 for line in cue.lines)
+
+
+def test_text_without_word_times_is_spread_over_short_cues() -> None:
+    chinese = "今天的天气非常好，我们一起去公园散步吧。" * 6
+    japanese = "「今日は良い天気ですね」と、彼女は言いました。" * 6
+    thai = "วันนี้อากาศดีมากเราไปเดินเล่นในสวนกันเถอะ" * 6
+    english = " the engineer watched the engine and then she wrote it down" * 6
+    for text in (chinese, japanese, thai, english):
+        cues = formats.cues([Segment(RATE, 31 * RATE, text)])
+        assert "".join(line for cue in cues for line in cue.lines).replace(" ", "") == text.replace(
+            " ", ""
+        )
+        assert len(cues) >= 5
+        for cue in cues:
+            assert cue.end - cue.start <= 7 * RATE
+            assert len(cue.lines) <= 2
+            assert all(formats.width_of(line) <= 42 for line in cue.lines)
+            assert all(line[0] not in "、。，」っゃー้ี่" for line in cue.lines)
+        widths = [sum(formats.width_of(line) for line in cue.lines) for cue in cues]
+        assert min(widths) > 10, "no cue is a leftover"
+
+
+def test_a_word_that_lasts_is_shown_for_seven_seconds() -> None:
+    assert formats.cues([Segment(0, 30 * RATE, " Hm.")])[0].end == 7 * RATE
+
+
+def test_cues_last_a_millisecond_at_least_and_never_overlap() -> None:
+    words = tuple(Word(f" word{at}", 24, 24, 1.0) for at in range(40))
+    cues = formats.cues([Segment(24, 24, "", words), Segment(24, 24, " end")])
+    clocks = [(formats.clock(cue.start, ","), formats.clock(cue.end, ",")) for cue in cues]
+    assert all(start < end for start, end in clocks)
+    assert all(before[1] <= after[0] for before, after in pairwise(clocks))
 
 
 word = st.tuples(
@@ -89,4 +128,4 @@ def test_every_word_stands_in_one_cue_within_limits(
         assert len(cue.lines) <= lines
         assert all(len(line) <= width or " " not in line for line in cue.lines)
         assert cue.start < cue.end
-    assert all(before.end <= max(after.start, before.start + 1) for before, after in pairwise(cues))
+    assert all(before.end <= after.start for before, after in pairwise(cues))

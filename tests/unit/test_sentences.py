@@ -58,6 +58,21 @@ def test_a_long_sentence_is_cut_at_a_clause() -> None:
     assert parts[0].endswith("garden,")
 
 
+def test_a_long_sentence_leaves_no_orphan() -> None:
+    parts = grouped(spoken(" ".join(f"w{number}" for number in range(36)), each=0.15, gap=0.05))
+    assert [len(part.split()) for part in parts] == [18, 18]
+
+
+def test_a_sentence_without_end_is_divided_as_it_comes() -> None:
+    words = spoken(" ".join(f"w{number}" for number in range(400)), each=0.15, gap=0.05)
+    sentences = Sentences()
+    done = sentences.receive(words[:300])
+    assert sum(len(group) for group in done) > 100
+    done += sentences.receive(words[300:]) + sentences.flush()
+    assert [word for group in done for word in group] == words
+    assert min(len(group) for group in done) > 10
+
+
 @given(
     st.lists(
         st.tuples(
