@@ -249,6 +249,8 @@ def _checked(values: Mapping[str, Any]) -> Settings:
         ("beam", 1, 32),
         ("max_upload_mb", 1, 1 << 20),
         ("max_audio_seconds", 1, 1e6),
+        ("max_stream_seconds", 1, 1e9),
+        ("stream_idle_seconds", 1, 1e6),
     ):
         value = getattr(settings, name)
         if not least <= value <= most:

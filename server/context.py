@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
@@ -24,6 +25,8 @@ class Context:
     """Preloading is done."""
     draining: bool = False
     """Somebody asked the server to stop: what runs goes on, nothing new is taken."""
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set, after `draining`, on the loop: streams end what they hear and say so."""
     working: int = 0
     """Requests and streams at work; draining waits for them."""
     notice: str | None = None

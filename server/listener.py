@@ -111,6 +111,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._here.draining = True
+        self._here.stopping.set()
         for listener in self.servers:
             listener.close()
         loop = asyncio.get_running_loop()

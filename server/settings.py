@@ -85,17 +85,23 @@ class Settings:
         "recognition",
         "where a request names none",
     ] = "json"
+    realtime_deltas: Annotated[
+        Literal["early", "late"],
+        "recognition",
+        "when a Realtime session sends deltas: early while the person speaks, late after the turn is committed",
+    ] = "early"
 
     max_upload_mb: Annotated[int, "limits", "largest request body in MiB; 413 beyond"] = 1024
     max_audio_seconds: Annotated[float, "limits", "longest recording; 413 beyond"] = 4 * 3600.0
     max_requests: Annotated[int, "limits", "recordings at work or waiting; 503 beyond"] = 64
     max_streams: Annotated[int, "limits", "live streams; refused beyond"] = 256
     realtime_minutes: Annotated[float, "limits", "longest OpenAI Realtime session"] = 60.0
-    realtime_deltas: Annotated[
-        Literal["early", "late"],
-        "recognition",
-        "when a Realtime session sends deltas: early while the person speaks, late after the turn is committed",
-    ] = "early"
+    max_stream_seconds: Annotated[
+        float, "limits", "seconds a live stream may last by the clock; closed with 1008 beyond"
+    ] = 24 * 3600.0
+    stream_idle_seconds: Annotated[
+        float, "limits", "seconds a live stream may send nothing; closed with 1008 beyond"
+    ] = 60.0
     body_timeout: Annotated[
         float, "limits", "seconds to wait for the next piece of a request body; 408 beyond"
     ] = 30.0

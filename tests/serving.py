@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import uvicorn
 
 from server import assembly
@@ -17,6 +18,7 @@ from server.listener import MESSAGE, Server, _Http, _Sockets
 from server.settings import Settings
 from streaming.backends import loaders
 from streaming.errors import OpenSpeechError
+from streaming.events import Event, Final, Marker, SpeechStarted, SpeechStopped
 from streaming.models import Catalogue
 from streaming.types import (
     Checkpoint,
@@ -24,6 +26,7 @@ from streaming.types import (
     ModelInfo,
     Options,
     Recording,
+    Samples,
     Segment,
     Summary,
     Transcribed,
@@ -47,6 +50,7 @@ class Talker:
         self.in_memory: dict[str, ModelInfo] = {}
         self.on_the_way: list[str] = []
         self.summary = Summary(160_000, 80_000, "toy", "en", 0.99)
+        self.streams: list[Chatter] = []
 
     async def transcribe(
         self, recording: Recording, options: Options, after: Checkpoint | None = None
@@ -73,6 +77,13 @@ class Talker:
         assert self.hold is not None
         self.loop.call_soon_threadsafe(self.hold.set)
 
+    async def open_stream(self, options: Options, after: Checkpoint | None = None) -> Chatter:
+        self.asked.append(options)
+        if self.fault is not None and self.fail_after is None:
+            raise self.fault
+        self.streams.append(Chatter())
+        return self.streams[-1]
+
     async def load(self, model: str, *, keep_alive: float | None = None) -> ModelInfo:
         return self.in_memory.setdefault(model, ModelInfo(model, "fake", "cpu", "int8", 0.0))
 
@@ -87,6 +98,72 @@ class Talker:
 
     async def aclose(self) -> None:
         pass
+
+
+class Chatter:
+    """A Stream that hears nothing: an utterance is what came since the last commit, its text is its number of samples.
+    What else it says, the test says."""
+
+    def __init__(self) -> None:
+        self.model = "toy"
+        self.lag = 0.0
+        self.received = 0
+        self.pieces: list[Samples] = []
+        self.closed = threading.Event()
+        self.room, self.ending = asyncio.Event(), asyncio.Event()
+        """Cleared, they make the stream wait: before it takes audio, before it ends."""
+        self.room.set()
+        self.ending.set()
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
+        self._utterance = 0
+        self._start = 0
+
+    def call(self, act: Callable[[], object]) -> None:
+        """From any thread: do it on the stream's loop."""
+        self._loop.call_soon_threadsafe(act)
+
+    def say(self, *events: Event | Exception) -> None:
+        """From any thread: events, or a fault that ends the stream."""
+        for event in events:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    @property
+    def samples(self) -> Samples:
+        """All that was received."""
+        return np.concatenate([np.zeros(0, np.float32), *self.pieces])
+
+    async def send(self, samples: Samples) -> None:
+        await self.room.wait()
+        self.received += len(samples)
+        self.pieces.append(samples)
+
+    async def commit(self, marker: str | None = None) -> None:
+        self._finish()
+        self._events.put_nowait(Marker(marker, self.received))
+
+    async def end(self) -> None:
+        self._finish()
+        self._events.put_nowait(None)
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while (event := await self._events.get()) is not None:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+        await self.ending.wait()
+
+    async def aclose(self) -> None:
+        self.closed.set()
+
+    def _finish(self) -> None:
+        if self.received > self._start:
+            start, self._start = self._start, self.received
+            number, self._utterance = self._utterance, self._utterance + 1
+            self._events.put_nowait(SpeechStarted(number, start))
+            self._events.put_nowait(SpeechStopped(number, self.received))
+            text = f" {self.received - start} samples"
+            self._events.put_nowait(Final(number, text, (), start, self.received, "en"))
 
 
 def catalogue(**more: object) -> Catalogue:

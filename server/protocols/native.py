@@ -100,10 +100,16 @@ class _State(Enum):
 
 
 class Reader:
-    """The client's half of the conversation."""
+    """The client's half of the conversation. `language` is taken where the client names none."""
 
-    def __init__(self) -> None:
+    def __init__(self, language: str | None = None) -> None:
+        self._language = language
         self._state = _State.OPENING
+
+    @property
+    def opened(self) -> bool:
+        """The session's options are known."""
+        return self._state is not _State.OPENING
 
     def receive_query(self, query: Iterable[tuple[str, str]]) -> list[Command]:
         """The query of the handshake. Options in it open the session at once. Raises ProtocolError."""
@@ -131,13 +137,7 @@ class Reader:
             raise ProtocolError(
                 f"the message has {len(text)} characters; at most {TEXT} are taken", code="too_big"
             )
-        try:
-            message = json.loads(text)
-        except (ValueError, RecursionError):
-            raise ProtocolError(
-                'the message is no JSON; send audio as binary messages, and text such as {"type": "end"}',
-                code="invalid_json",
-            ) from None
+        message = _json(text)
         kind = message.get("type") if isinstance(message, dict) else None
         match kind:
             case "start":
@@ -165,7 +165,7 @@ class Reader:
                 )
             case _:
                 raise ProtocolError(
-                    f"the type {str(kind)[:40]!r} is not known; expected is start, commit, keepalive or end",
+                    f"the type {_shown(kind)} is not known; expected is start, commit, keepalive or end",
                     param="type",
                 )
 
@@ -177,7 +177,7 @@ class Reader:
         return [command]
 
     def _open(self, given: dict[str, Any]) -> list[Command]:
-        opening = parse(given)
+        opening = parse(given, self._language)
         self._state = _State.RUNNING
         return [Open(opening)]
 
@@ -190,26 +190,26 @@ _NUMBERS = {
     "vad_threshold": (0, 1, "the least is 0", "the most is 1"),
     "offset": (0, 1e9, "the least is 0", "the most is 1e9"),
 }
+_WHOLE = ("sample_rate", "channels", "endpointing_ms", "pre_roll_ms")
 _BOOLEANS = ("partials", "eager", "words")
 _TEXTS = ("model", "language", "encoding", "endpointing", "prompt", "hotwords", "task")
 NAMES = (*_NUMBERS, *_BOOLEANS, *_TEXTS)
 """The options."""
 
 
-def parse(given: dict[str, Any]) -> Opening:
-    """Options of a query or a `start`, checked. Raises ProtocolError that names the option."""
+def parse(given: dict[str, Any], language: str | None = None) -> Opening:
+    """Options of a query or a `start`, checked; `language` where none is given. Raises ProtocolError that names the
+    option."""
     for name in given:
         if name not in NAMES:
-            close = difflib.get_close_matches(str(name), NAMES, 1, 0.6)
+            close = difflib.get_close_matches(name[:40], NAMES, 1, 0.6)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(NAMES)}"
-            raise ProtocolError(
-                f"there is no option {str(name)[:40]!r}; {hint}", param=str(name)[:40]
-            )
+            raise ProtocolError(f"there is no option {_shown(name)}; {hint}", param=name[:40])
     number = {name: _number(name, given[name]) for name in _NUMBERS if name in given}
     truth = {name: _truth(name, given[name]) for name in _BOOLEANS if name in given}
     default = Options()
     encoding = _choice(given, "encoding", ENCODINGS, "pcm_s16le")
-    code = _language(given)
+    code = _language(given) if given.get("language") else language
     hotwords = given.get("hotwords", [])
     if isinstance(hotwords, str):
         hotwords = hotwords.split(",")
@@ -356,26 +356,34 @@ def _from_text(name: str, value: str) -> Any:
 def _number(name: str, value: Any) -> float:
     least, most, low, high = _NUMBERS[name]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ProtocolError(f"{name} is {str(value)[:40]!r}; it must be a number", param=name)
+        raise ProtocolError(f"{name} is {_shown(value)}; it must be a number", param=name)
+    if isinstance(value, int) and abs(value) > 2**53:  # too large to become a float, perhaps
+        raise ProtocolError(
+            f"{name} has {len(str(value))} digits; {high if value > 0 else low}", param=name
+        )
     if not math.isfinite(value):
         raise ProtocolError(f"{name} must be a finite number", param=name)
     if value < least:
         raise ProtocolError(f"{name} is {value:g}; {low}", param=name)
     if value > most:
         raise ProtocolError(f"{name} is {value:g}; {high}", param=name)
+    if name in _WHOLE and value != int(value):
+        raise ProtocolError(f"{name} is {value}; it must be a whole number", param=name)
     return float(value)
 
 
 def _truth(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ProtocolError(f"{name} is {str(value)[:40]!r}; it must be true or false", param=name)
+        raise ProtocolError(f"{name} is {_shown(value)}; it must be true or false", param=name)
     return value
 
 
 def _text(given: dict[str, Any], name: str, most: int) -> str:
-    value = given.get(name) or ""
+    value = given.get(name)
+    if value is None:
+        return ""
     if not isinstance(value, str):
-        raise ProtocolError(f"{name} must be text", param=name)
+        raise ProtocolError(f"{name} is {_shown(value)}; it must be text", param=name)
     if len(value) > most:
         raise ProtocolError(
             f"{name} has {len(value)} characters; at most {most} are taken", param=name
@@ -389,7 +397,7 @@ def _choice(given: dict[str, Any], name: str, choices: tuple[str, ...], default:
         return default
     if value not in choices:
         raise ProtocolError(
-            f"{name} is {str(value)[:40]!r}; it must be one of {', '.join(choices)}", param=name
+            f"{name} is {_shown(value)}; it must be one of {', '.join(choices)}", param=name
         )
     return str(value)
 
@@ -411,5 +419,48 @@ def _marker(value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or len(value) > MARKER:
-        raise ProtocolError(f"marker must be text of at most {MARKER} characters", param="marker")
+        raise ProtocolError(
+            f"marker is {_shown(value)}; it must be text of at most {MARKER} characters",
+            param="marker",
+        )
     return value
+
+
+def _json(text: str) -> Any:
+    """What `text` says. Raises ProtocolError also where Python would take what no JSON can carry on."""
+    try:
+        message = json.loads(text)
+        if (
+            "\\u" in text
+        ):  # an escape may make half a character, which can be neither sent nor recognised
+            json.dumps(message, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ProtocolError(
+            "the message holds half a character (a lone surrogate); send whole ones",
+            code="invalid_json",
+        ) from None
+    except (ValueError, RecursionError):
+        raise ProtocolError(
+            'the message is no JSON; send audio as binary messages, and text such as {"type": "end"}',
+            code="invalid_json",
+        ) from None
+    return message
+
+
+def _shown(value: Any) -> str:
+    """A client's value in a message: short, and without walking into it."""
+    match value:
+        case str():
+            return repr(value[:40])
+        case bool():
+            return "true" if value else "false"
+        case None:
+            return "null"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case int() if abs(value) > 2**53:
+            return "a huge number"
+        case _:
+            return str(value)[:40]

@@ -1,0 +1,304 @@
+"""The shell of the native WebSocket, around an engine that says what the test tells it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from streaming.errors import BackendError, ModelUnavailable, Overloaded
+from streaming.events import Failed, Final, Partial
+from tests.fakes import pcm, tone
+from tests.serving import Talker, running, with_engine
+
+SECOND = pcm(tone(1.0))
+
+
+@contextmanager
+def serving(talker: Talker | None = None, **settings: object) -> Iterator[tuple[Talker, str]]:
+    talker = talker or Talker()
+    with running(with_engine(talker, **settings)) as url:
+        yield talker, url.replace("http", "ws") + "/v1/audio/transcriptions/stream"
+
+
+def heard(socket: ClientConnection, until: str | None = None) -> list[dict[str, Any]]:
+    """Messages up to the first of that type, or to the close."""
+    found: list[dict[str, Any]] = []
+    while True:
+        try:
+            found.append(json.loads(socket.recv(timeout=20)))
+        except ConnectionClosed:
+            assert until is None, f"{until} never came: {found}"
+            return found
+        if found[-1]["type"] == until:
+            return found
+
+
+def say(socket: ClientConnection, kind: str, **more: object) -> None:
+    socket.send(json.dumps({"type": kind, **more}))
+
+
+def without(messages: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
+    return [message for message in messages if message["type"] not in kinds]
+
+
+def test_a_conversation_from_ready_to_end() -> None:
+    with serving() as (talker, url), connect(url + "?language=en") as socket:
+        socket.send(SECOND)
+        say(socket, "commit", marker="one")
+        heard(socket, "marker")
+        socket.send(SECOND)
+        say(socket, "end")
+        last = heard(socket)
+        assert without(last, "ack") == [
+            {"type": "speech_started", "seq": last[-4]["seq"], "utterance": 1, "at": 1.0},
+            {"type": "speech_stopped", "seq": last[-3]["seq"], "utterance": 1, "at": 2.0},
+            {
+                "type": "final",
+                "seq": last[-2]["seq"],
+                "utterance": 1,
+                "text": "16000 samples",
+                "start": 1.0,
+                "end": 2.0,
+                "received": 64000,
+                "language": "en",
+            },
+            {"type": "end", "seq": last[-1]["seq"], "received": 64000, "reason": "client"},
+        ]
+        assert socket.close_code == 1000
+        assert len(talker.streams[0].samples) == 32000
+        assert talker.asked[0].language == "en"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        '{"type": "start", "sample_rate": 22050.5}',
+        '{"type": "start", "sample_rate": ' + "9" * 400 + "}",
+        '{"type": "start", "sample_rate": ' + "9" * 5000 + "}",
+        '{"type": "start", "offset": NaN}',
+        '{"type": "start", "offset": ' + "[" * 900 + "]" * 900 + "}",
+        '{"type": ' + "[" * 30_000 + "]" * 30_000 + "}",
+        '{"type": "start", "model": "\\ud800"}',
+        '{"type": "start", "\\udfff": 1}',
+        '{"type": "commit", "marker": "\\ud800"}',
+        '{"type": "start", "prompt": false}',
+        "[]",
+        "1",
+        "",
+    ],
+)
+def test_odd_values_get_an_error_message_and_no_traceback(
+    message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving() as (_, url), connect(url) as socket:
+        socket.send(message)
+        found = heard(socket)
+        assert [each["type"] for each in found] == ["error"]
+        assert found[0]["code"] in ("invalid_value", "invalid_json")
+        assert socket.close_code == 1008
+    assert not [each for each in caplog.records if each.exc_info]
+
+
+def test_a_mistake_in_mid_stream_is_told_and_costs_nothing() -> None:
+    with serving() as (_, url), connect(url) as socket:
+        socket.send(SECOND)
+        for slip in ('{"type": "start"}', "{", '{"type": "commit", "marker": 5}'):
+            socket.send(slip)
+            assert heard(socket, "error")
+        say(socket, "end")
+        assert heard(socket)[-2]["text"] == "16000 samples"
+
+
+def test_audio_after_the_end_is_told_once() -> None:
+    with serving() as (talker, url), connect(url) as socket:
+        socket.send(SECOND)
+        heard(socket, "ready")
+        talker.streams[0].call(talker.streams[0].ending.clear)
+        say(socket, "end")
+        socket.send(SECOND)
+        socket.send(SECOND)
+        found = heard(socket, "error")
+        assert found[-1]["code"] == "ended"
+        talker.streams[0].call(talker.streams[0].ending.set)
+        found = without(found + heard(socket), "ack")
+        assert [each["type"] for each in found][-3:] == ["final", "error", "end"]
+        assert found[-1]["received"] == 32000
+        assert socket.close_code == 1000
+
+
+def test_a_message_too_big_ends_the_session_after_what_was_heard() -> None:
+    with serving() as (_, url), connect(url, max_size=None) as socket:
+        socket.send(SECOND)
+        socket.send(bytes(4 * 2**20 + 1))
+        found = without(heard(socket), "ack")
+        assert [each["type"] for each in found] == [
+            "ready",
+            "error",
+            "speech_started",
+            "speech_stopped",
+            "final",
+            "end",
+        ]
+        assert found[1]["code"] == "too_big"
+        assert found[-1]["reason"] == "error"
+        assert found[-1]["received"] == 32000
+        assert socket.close_code == 1009
+
+
+def test_four_mebibytes_are_taken() -> None:
+    with serving() as (_, url), connect(url) as socket:
+        socket.send(bytes(4 * 2**20))
+        say(socket, "end")
+        assert heard(socket)[-1]["received"] == 4 * 2**20
+
+
+def test_a_session_in_which_nothing_comes_is_ended_with_its_finals() -> None:
+    with serving(stream_idle_seconds=0.2) as (_, url), connect(url) as socket:
+        socket.send(SECOND)
+        found = without(heard(socket), "ack")
+        assert found[-1]["reason"] == "idle"
+        assert found[-2]["text"] == "16000 samples"
+        assert "keepalive" in next(each["message"] for each in found if each["type"] == "error")
+        assert socket.close_code == 1008
+
+
+def test_a_socket_on_which_nothing_ever_comes_is_closed() -> None:
+    with serving(stream_idle_seconds=0.05) as (_, url), connect(url) as socket:
+        assert [each["code"] for each in heard(socket)] == ["idle_timeout"]
+        assert socket.close_code == 1008
+
+
+def test_a_session_that_lasts_too_long_is_ended_with_its_finals() -> None:
+    with serving(max_stream_seconds=0.2) as (_, url), connect(url) as socket:
+        socket.send(SECOND)
+        found = without(heard(socket), "ack")
+        assert [each["code"] for each in found if each["type"] == "error"] == ["session_limit"]
+        assert found[-2]["text"] == "16000 samples"
+        assert found[-1]["reason"] == "limit"
+        assert socket.close_code == 1008
+
+
+def test_a_server_that_stops_lets_streams_end() -> None:
+    with ExitStack() as sockets:
+        with serving() as (_, url):
+            first, second = (sockets.enter_context(connect(url)) for _ in range(2))
+            first.send(SECOND)
+            heard(first, "ack")  # the second has sent nothing at all
+        found = heard(first)
+        assert [each["type"] for each in found] == [
+            "speech_started",
+            "speech_stopped",
+            "final",
+            "end",
+        ]
+        assert found[-1]["reason"] == "restart"
+        assert first.close_code == 1012
+        assert [each["code"] for each in heard(second)] == ["stopping"]
+        assert second.close_code == 1012
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "close"),
+    [
+        (Overloaded("256 streams are open", retry_after=5), "overloaded", 1013),
+        (ModelUnavailable("model toy is damaged"), "model_unavailable", 1011),
+    ],
+)
+def test_a_stream_that_cannot_open_says_why(fault: Any, code: str, close: int) -> None:
+    with serving(Talker(fault=fault)) as (_, url), connect(url) as socket:
+        say(socket, "start")
+        found = heard(socket)
+        assert [each["code"] for each in found] == [code]
+        assert found[0].get("retry_after") == getattr(fault, "retry_after", None)
+        assert socket.close_code == close
+
+
+def test_a_failed_utterance_is_told_and_the_stream_goes_on() -> None:
+    with serving() as (talker, url), connect(url) as socket:
+        say(socket, "start")
+        heard(socket, "ready")
+        talker.streams[0].say(Failed(0, BackendError("the recogniser failed on this audio")))
+        assert heard(socket, "error")[-1]["utterance"] == 0
+        socket.send(SECOND)
+        say(socket, "end")
+        assert heard(socket)[-1]["type"] == "end"
+
+
+def test_an_engine_that_fails_closes_with_1011() -> None:
+    with serving() as (talker, url), connect(url) as socket:
+        say(socket, "start")
+        heard(socket, "ready")
+        talker.streams[0].say(BackendError("the recogniser is gone"))
+        assert heard(socket)[-1]["code"] == "recognition_failed"
+        assert socket.close_code == 1011
+        assert talker.streams[0].closed.wait(10)
+
+
+def test_a_key_comes_as_header_or_as_subprotocol() -> None:
+    with serving(api_keys=("secret",)) as (_, url):
+        for offer in (
+            {"additional_headers": {"Authorization": "Bearer secret"}},
+            {"subprotocols": ["open-speech", "open-speech-key.secret"]},
+        ):
+            with connect(url, **offer) as socket:  # type: ignore[arg-type]
+                say(socket, "start")
+                assert heard(socket, "ready")
+        for key in ({}, {"Authorization": "Bearer wrong"}):
+            with connect(url, additional_headers=key) as socket:
+                found = heard(socket)
+                assert [each["code"] for each in found] == ["invalid_api_key"]
+                assert socket.close_code == 1008
+
+
+def test_the_language_of_the_settings_holds_where_none_is_named() -> None:
+    with serving(language="de") as (talker, url):
+        for query in ("?model=toy", "?language=fr", "?language=auto"):
+            with connect(url + query) as socket:
+                heard(socket, "ready")
+        assert [each.language for each in talker.asked] == ["de", "fr", None]
+
+
+def test_compression_is_not_offered() -> None:
+    with serving() as (_, url), connect(url, compression="deflate") as socket:
+        assert socket.protocol.extensions == []
+
+
+def test_a_client_that_leaves_leaves_nothing_behind() -> None:
+    with serving() as (talker, url):
+        with connect(url) as socket:
+            socket.send(SECOND)
+            heard(socket, "ready")
+        assert talker.streams[0].closed.wait(10)
+
+
+def test_acks_are_exact_and_come_after_the_last_audio_too() -> None:
+    with serving() as (talker, url), connect(url) as socket:
+        sent = 0
+        for _ in range(10):
+            socket.send(SECOND[:3201])
+            sent += 3201
+        numbers = []
+        while not numbers or numbers[-1]["received"] < sent:
+            numbers.append(heard(socket, "ack")[-1])
+        received = [each["received"] for each in numbers]
+        assert received == sorted(set(received))
+        assert received[-1] == sent
+        assert talker.streams[0].received == sent // 2
+
+
+def test_numbers_have_no_gaps() -> None:
+    with serving() as (talker, url), connect(url) as socket:
+        say(socket, "start")
+        found = heard(socket, "ready")
+        talker.streams[0].say(
+            *(Partial(0, n, " one" * n, " two") for n in range(50)),
+            Final(0, " one" * 50, (), 0, 100, "en"),
+        )
+        say(socket, "end")
+        found += heard(socket)
+        assert [each["seq"] for each in found] == list(range(len(found)))
+        assert found[-2]["type"] == "final"
