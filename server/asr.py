@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import wave
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -15,8 +18,8 @@ from server.context import context
 from server.errors import BadRequest
 from server.routes import Endpoint, Parameter, Reply
 from server.transcriptions import gathered, segment_object, while_connected
-from streaming.errors import Unsupported
-from streaming.types import Options, Recording, Segment, Summary
+from streaming.errors import TooLong, Unsupported
+from streaming.types import RATE, Options, Recording, Segment, Summary
 
 OUTPUTS = {
     "txt": "text/plain",
@@ -25,6 +28,10 @@ OUTPUTS = {
     "tsv": "text/tab-separated-values",
     "json": "application/json",
 }
+
+
+_LARGEST = 2**32 - 64
+"""Bytes that a WAV file's header can count."""
 
 
 async def asr(request: Request) -> Response:
@@ -49,7 +56,10 @@ async def asr(request: Request) -> Response:
     ]
     options, _ = fields.parse(fields.Form(wanted), here.settings, task=task)  # type: ignore[arg-type]
     words = bool(query.truth("word_timestamps"))
+    raw = query.truth("encode") is False
     async with uploads.receive(request, "audio_file") as upload:
+        if raw:
+            await anyio.to_thread.run_sync(_contain, upload.path)
         recording = Recording(upload.path, here.settings.max_audio_seconds)
         async with aclosing(here.engine.transcribe(recording, options)) as items:
             segments, summary = await while_connected(request, gathered(items))
@@ -68,7 +78,10 @@ async def asr(request: Request) -> Response:
 async def detect_language(request: Request) -> Response:
     """The language of the first speech in a recording."""
     here = context(request)
+    raw = fields.Form(request.query_params.multi_items()).truth("encode") is False
     async with uploads.receive(request, "audio_file") as upload:
+        if raw:
+            await anyio.to_thread.run_sync(_contain, upload.path)
         recording = Recording(upload.path, here.settings.max_audio_seconds)
         options = Options(task="detect")
         async with aclosing(here.engine.transcribe(recording, options)) as items:
@@ -80,6 +93,25 @@ async def detect_language(request: Request) -> Response:
             "confidence": summary.language_probability,
         }
     )
+
+
+def _contain(path: Path) -> None:
+    """Give bare samples (16-bit little-endian, 16 kHz, mono) the header that says so; a WAV file is left as it is."""
+    if path.stat().st_size > _LARGEST:
+        raise TooLong("there are more than 4 GiB of samples; send them in a container")
+    contained = path.with_name("contained")
+    with path.open("rb") as source:
+        start = source.read(12)
+        if start[:4] == b"RIFF" and start[8:] == b"WAVE":
+            return
+        source.seek(0)
+        with wave.open(str(contained), "wb") as target:
+            target.setnchannels(1)
+            target.setsampwidth(2)
+            target.setframerate(RATE)
+            while piece := source.read(2**20):
+                target.writeframesraw(piece[: len(piece) // 2 * 2])
+    contained.replace(path)
 
 
 def _body(output: str, segments: list[Segment], summary: Summary, words: bool) -> str:
@@ -112,6 +144,11 @@ _BODY = {
     }
 }
 _BOOLEAN = {"type": "boolean", "default": False}
+_ENCODE = Parameter(
+    "encode",
+    "false: the file is bare samples, 16-bit little-endian, 16 kHz, mono; else any container",
+    {"type": "boolean", "default": True},
+)
 ENDPOINTS = (
     Endpoint(
         "POST",
@@ -134,9 +171,7 @@ ENDPOINTS = (
             Parameter("initial_prompt", "text that precedes the audio"),
             Parameter("word_timestamps", "words in the JSON's segments", _BOOLEAN),
             Parameter("vad_filter", "accepted; speech is always found first", _BOOLEAN),
-            Parameter(
-                "encode", "accepted; every container is read", {"type": "boolean", "default": True}
-            ),
+            _ENCODE,
         ),
         body=_BODY,
         replies={200: Reply("the transcript", dict.fromkeys(sorted(set(OUTPUTS.values()))))},
@@ -147,6 +182,7 @@ ENDPOINTS = (
         detect_language,
         "whisper-asr-webservice",
         "Tell the language of a recording",
+        parameters=(_ENCODE,),
         body=_BODY,
         replies={
             200: Reply(
