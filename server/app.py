@@ -51,7 +51,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 )
 QUIET = ("/health", "/livez", "/readyz")
 """Not in the access log: probes come every few seconds."""
-FILES = ("/docs/", "/assets/")
+FILES = ("/docs/", "/client/", "/assets/")
 """Paths of static files, which say nothing about who asks."""
 PACE = 1024
 """Bytes a second that a body has to come at on average, beside the patience for a pause: 408 below."""
