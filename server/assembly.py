@@ -89,6 +89,7 @@ def make_catalogue(settings: Settings, where: Device) -> Catalogue:
         aliases=aliases,
         paths=paths,
         offline=settings.offline,
+        downloads=settings.allow_downloads,
         gpu=where.kind == "cuda",
     )
 
@@ -143,9 +144,14 @@ async def _prepare(here: Context) -> None:
     """After the server listens: settle on the default model, load what is to be preloaded."""
     from streaming.errors import OpenSpeechError
 
-    here.notice = await asyncio.to_thread(here.catalogue.settle)
-    if here.notice:
-        log.warning(here.notice)
+    notice = await asyncio.to_thread(here.catalogue.settle)
+    if notice:
+        log.warning(notice)
+    try:
+        await asyncio.to_thread(here.catalogue.entry, "")
+    except OpenSpeechError as error:
+        log.warning("STT_DEFAULT_MODEL: %s", error)
+        here.notice = f"STT_DEFAULT_MODEL: {error}"
     for name in here.settings.preload:
         try:
             await here.engine.load(name)

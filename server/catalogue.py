@@ -76,8 +76,10 @@ async def model(request: Request) -> Response:
     """One model, by id or alias."""
     here = context(request)
     name = named(request, "id")
-    entry = here.catalogue.entry(name)
-    if not entry.downloaded and not _published(entry, here.catalogue.entries()):
+    entry, entries = await asyncio.to_thread(
+        lambda: (here.catalogue.entry(name), here.catalogue.entries())
+    )
+    if not entry.downloaded and not _published(entry, entries):
         return problem(
             404,
             f"the model {name[:100]!r} does not exist; GET /v1/models lists them",
@@ -97,7 +99,7 @@ async def delete(request: Request) -> Response:
     """Remove a download."""
     here = context(request)
     name = named(request, "id")
-    entry = here.catalogue.entry(name)
+    entry = await asyncio.to_thread(here.catalogue.removable, name)
     if entry.id in here.engine.loading():
         return problem(
             409,
@@ -112,7 +114,7 @@ async def delete(request: Request) -> Response:
             param="model",
             headers={"x-should-retry": "false"},
         )
-    if not await asyncio.to_thread(here.catalogue.remove, entry.id):
+    if not await asyncio.to_thread(here.catalogue.remove, name):
         return problem(
             404, f"model {entry.id} is not downloaded", param="model", code="model_not_found"
         )

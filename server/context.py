@@ -30,7 +30,7 @@ class Context:
     working: int = 0
     """Requests and streams at work; draining waits for them."""
     notice: str | None = None
-    """What an operator should know about the set-up, such as that the built-in recogniser is in use."""
+    """What an operator should know about the start, such as that a model could not be preloaded."""
 
 
 def context(connection: HTTPConnection) -> Context:

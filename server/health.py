@@ -50,7 +50,7 @@ async def health(request: Request) -> Response:
         default.id,
         default.backend,
         [model.id for model in here.engine.loaded()],
-        here.notice,
+        here.catalogue.notice or here.notice,
     )
     return JSONResponse(msgspec.to_builtins(found), 503 if here.draining else 200)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
-import threading
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -18,11 +17,12 @@ from server import errors
 from server.context import context
 from server.errors import BadRequest, problem
 from server.routes import Endpoint, Parameter, Reply
-from streaming.errors import ModelUnavailable, OpenSpeechError, UnknownModel
-from streaming.models import Catalogue, Download, Entry
+from streaming.errors import OpenSpeechError, UnknownModel
+from streaming.hub import Download, Progress
 from streaming.types import ModelInfo
 
-log = logging.getLogger(__name__)
+LINES = 0.25
+"""Seconds between two lines of a pull, at least."""
 
 
 class Loaded(msgspec.Struct):
@@ -72,7 +72,7 @@ async def running(request: Request) -> Response:
 async def load(request: Request) -> Response:
     """Load a model: 201, or 409 if it is in memory already."""
     here = context(request)
-    entry = here.catalogue.entry(named(request, "model"))
+    entry = await asyncio.to_thread(here.catalogue.entry, named(request, "model"))
     keep_alive = await _keep_alive(request)
     there = any(info.id == entry.id for info in here.engine.loaded())
     info = await here.engine.load(entry.id, keep_alive=keep_alive)
@@ -90,7 +90,7 @@ async def load(request: Request) -> Response:
 async def unload(request: Request) -> Response:
     """Unload a model: at once when idle or with `?force=true`, else when its work is done."""
     here = context(request)
-    entry = here.catalogue.entry(named(request, "model"))
+    entry = await asyncio.to_thread(here.catalogue.entry, named(request, "model"))
     force = request.query_params.get("force", "").lower() in ("1", "true", "yes")
     if not await here.engine.unload(entry.id, force=force):
         return problem(
@@ -123,99 +123,73 @@ def named(request: Request, parameter: str) -> str:
 async def pull_response(request: Request, name: str) -> Response:
     """200 if it is there, 201 with progress while it comes; 404, 503 before the first byte where that is known."""
     here = context(request)
-    entry = here.catalogue.entry(name)
+    entry = await asyncio.to_thread(here.catalogue.entry, name)
     if entry.downloaded:
         return JSONResponse({"status": "success", "message": f"model {entry.id} already exists"})
-    job = _Pull.of(here.catalogue, entry)
-    await job.begun()
+    pull = _Pull(here.catalogue.download(entry))
+    await pull.begun()
     if request.query_params.get("stream", "").lower() in ("0", "false", "no"):
-        await job.finished()
+        await pull.finished()
         return JSONResponse({"status": "success", "message": f"model {entry.id} downloaded"}, 201)
-    return StreamingResponse(job.lines(), 201, media_type="application/x-ndjson")
+    return StreamingResponse(pull.lines(), 201, media_type="application/x-ndjson")
 
 
 class _Pull:
-    """One download, however many wait for it. It goes on when its client leaves: what is fetched is fetched."""
+    """One client's view of a download, which others may wait for too and which goes on when they leave."""
 
-    _running: dict[str, _Pull] = {}  # noqa: RUF012 - by id, while they run; bounded by the downloads under way
-
-    def __init__(self, catalogue: Catalogue, entry: Entry) -> None:
-        self.progress: Download | None = None
-        self.error: OpenSpeechError | None = None
-        self.done = False
-        self._id = entry.id
+    def __init__(self, download: Download) -> None:
+        self._download = download
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
-        threading.Thread(
-            target=self._work, args=(catalogue, entry), name=f"pull {entry.id}", daemon=True
-        ).start()
-
-    @classmethod
-    def of(cls, catalogue: Catalogue, entry: Entry) -> _Pull:
-        """The download of `entry` that runs, or a new one."""
-        found = cls._running.get(entry.id)
-        if found is None:
-            found = cls._running[entry.id] = cls(catalogue, entry)
-        return found
+        self._forget = download.listen(self._tell)
 
     async def begun(self) -> None:
         """Returns once bytes come; raises what went wrong before."""
-        while self.progress is None and not self.done:
-            await self._wait()
-        if self.error is not None and self.progress is None:
-            raise self.error
+        try:
+            while self._download.progress is None and not self._download.done.done():
+                await self._wait()
+            if self._download.progress is None:
+                self._download.done.result()
+        except BaseException:
+            self._forget()
+            raise
 
     async def finished(self) -> None:
         """Returns once all is there; raises what went wrong."""
-        while not self.done:
-            await self._wait()
-        if self.error is not None:
-            raise self.error
+        self._forget()
+        await asyncio.wrap_future(self._download.done)
 
     async def lines(self) -> AsyncGenerator[str, None]:
         """Progress, one JSON object a line; the last says `success` or `error`."""
-        seen = None
-        while True:
-            if self.progress is not None and self.progress != seen:
-                seen = self.progress
-                yield _line(status="downloading", completed=seen.done, total=seen.total)
-            if self.done:
-                break
-            await self._wait()
-        if self.error is None:
-            yield _line(status="success")
-        else:
-            yield _line(status="error", **errors.envelope(self.error))
+        seen: Progress | None = None
+        shown = -math.inf
+        try:
+            while True:
+                over, now = self._download.done.done(), self._download.progress
+                late = self._loop.time() - shown > LINES
+                if now is not None and now != seen and (over or late):
+                    seen, shown = now, self._loop.time()
+                    yield _line(status="downloading", completed=now.done, total=now.total)
+                if over:
+                    break
+                await self._wait()
+            error = self._download.done.exception()
+            if error is None:
+                yield _line(status="success")
+            else:
+                assert isinstance(error, OpenSpeechError)
+                yield _line(status="error", **errors.envelope(error))
+        finally:
+            self._forget()
 
     async def _wait(self) -> None:
-        news = self._news
-        await news.wait()
+        await self._news.wait()
+        self._news.clear()
 
-    def _work(self, catalogue: Catalogue, entry: Entry) -> None:
-        """On a thread of its own."""
-        try:
-            for progress in catalogue.fetch(entry):
-                self._tell(progress, None, False)
-            self._tell(None, None, True)
-        except OpenSpeechError as error:
-            self._tell(None, error, True)
-        except Exception as error:
-            log.exception("downloading %s failed", entry.id)
-            self._tell(None, ModelUnavailable(f"downloading failed: {type(error).__name__}"), True)
-
-    def _tell(self, progress: Download | None, error: OpenSpeechError | None, done: bool) -> None:
-        def tell() -> None:
-            self.progress = progress or self.progress
-            self.error, self.done = error, done
-            if done:
-                self._running.pop(self._id, None)
-            news, self._news = self._news, asyncio.Event()
-            news.set()
-
-        try:
-            self._loop.call_soon_threadsafe(tell)
-        except RuntimeError:
-            log.debug("the server stopped during a download")
+    def _tell(self) -> None:
+        """On the download's thread."""
+        with suppress(RuntimeError):  # the server stopped, the download goes on
+            self._loop.call_soon_threadsafe(self._news.set)
 
 
 def _line(**fields: Any) -> str:

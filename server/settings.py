@@ -60,6 +60,12 @@ class Settings:
     max_models: Annotated[
         int | None, "models", "models in memory at most; the least recently used idle one goes"
     ] = None
+    allow_downloads: Annotated[
+        Literal["known", "any", "never"],
+        "models",
+        "what a request may have downloaded: models of the catalogue and these settings, any of the hub, or none;"
+        " POST /api/pull may always",
+    ] = "known"
     offline: Annotated[bool, "models", "never touch the network"] = False
 
     device: Annotated[Literal["auto", "cuda", "cpu"], "recognition", "where models run"] = "auto"

@@ -25,7 +25,7 @@ from streaming.ears import Ears
 from streaming.errors import ModelUnavailable, OpenSpeechError, Overloaded, Unsupported
 from streaming.events import Event
 from streaming.executor import Executor
-from streaming.models import Catalogue
+from streaming.models import Catalogue, Entry
 from streaming.recording import RecordingSession
 from streaming.residency import Residency
 from streaming.scheduler import Job
@@ -105,9 +105,7 @@ class LocalEngine:
         stack.callback(self._close_one_stream)
         try:
             options = replace(options, window=options.window or self._plan.window)
-            entry = self._catalogue.resolve(
-                options.model, task=options.task, language=options.language
-            )
+            entry = await self._resolve(options)
             executor = await stack.enter_async_context(self._models.lease(entry.id))
             detector = await self._get_detector()
             if self._ears is None:
@@ -134,9 +132,7 @@ class LocalEngine:
                 window=options.window or self._plan.window,
                 beam=options.beam or self._plan.beam,
             )
-            entry = self._catalogue.resolve(
-                options.model, task=options.task, language=options.language
-            )
+            entry = await self._resolve(options)
             # Before anything is loaded: a file that cannot be read is the commonest fault, and the cheapest to find.
             loop = asyncio.get_running_loop()
             probe = await loop.run_in_executor(self._media, files.probe, recording.path)
@@ -152,13 +148,14 @@ class LocalEngine:
 
     async def load(self, model: str, *, keep_alive: float | None = None) -> ModelInfo:
         """See `Engine.load`."""
-        entry = self._catalogue.resolve(model)
+        entry = await asyncio.to_thread(self._catalogue.entry, model)
         executor = await self._models.load(entry.id, keep_alive=keep_alive)
         return executor.info
 
     async def unload(self, model: str, *, force: bool = False) -> bool:
         """See `Engine.unload`."""
-        return await self._models.unload(self._catalogue.resolve(model).id, force=force)
+        entry = await asyncio.to_thread(self._catalogue.entry, model)
+        return await self._models.unload(entry.id, force=force)
 
     def loaded(self) -> Sequence[ModelInfo]:
         """See `Engine.loaded`."""
@@ -192,9 +189,25 @@ class LocalEngine:
             self._detector = self._detector or made
         return self._detector
 
+    async def _resolve(self, options: Options) -> Entry:
+        """The model that serves such a request, its weights on this machine: only then what it can do is known."""
+
+        def find() -> Entry:
+            return self._catalogue.resolve(
+                options.model, task=options.task, language=options.language
+            )
+
+        entry = await asyncio.to_thread(find)
+        if entry.downloaded:
+            return entry
+        await self._fetch(entry.id)
+        return await asyncio.to_thread(find)
+
     async def _fetch(self, key: str) -> None:
         """Download what is not here, before another model has to make room for it."""
-        await asyncio.to_thread(lambda: self._catalogue.ensure(self._catalogue.entry(key)))
+        entry = await asyncio.to_thread(self._catalogue.entry, key)
+        if not entry.downloaded:
+            await asyncio.wrap_future(self._catalogue.download(entry).done)
 
     async def _load(self, key: str) -> Executor:
         started = time.monotonic()

@@ -9,17 +9,18 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from streaming import hub
 from streaming.backends.base import Capabilities, Loader
-from streaming.errors import ModelUnavailable, UnknownModel, Unsupported
+from streaming.errors import ModelBusy, ModelUnavailable, UnknownModel, Unsupported
 from streaming.types import RATE, Task
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,14 @@ BUILT_IN = "pocketsphinx"
 DEFAULT_GPU = "deepdml/faster-whisper-large-v3-turbo-ct2"
 DEFAULT_CPU = "Systran/faster-whisper-base"
 TRANSLATION_GPU = "Systran/faster-whisper-large-v3"
-FILES = ("*.bin", "*.json", "*.txt", "*.model", "*.onnx")
-"""What is downloaded: weights and vocabularies of CTranslate2; nothing that unpickles."""
-RESERVE = 512 * 2**20
-"""Bytes that stay free on the disk after a download."""
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+Downloads = Literal["known", "any", "never"]
+"""What a request may have downloaded: the models of the catalogue and the settings, any of the hub, or none."""
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+STALE = 2.0
+"""Seconds after which the disk is looked at again where that may change the answer: a folder being copied changes
+nothing in the folder above it."""
+AGAIN = 30.0
+"""Seconds between two questions to a hub that did not answer."""
 
 _MB = 1_000_000
 _KNOWN: tuple[tuple[str, str, int, bool, bool], ...] = (
@@ -96,16 +100,9 @@ class Entry:
         return self.path is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Download:
-    """Progress of a download, in bytes over all files."""
-
-    done: int
-    total: int | None
-
-
 class Catalogue:
-    """Thread-safe. Looking up a name reads no disk unless the model directory changed; downloads block their caller."""
+    """Thread-safe. Looking up a name reads the disk, so call it off the event loop; `default` and `notice` never do,
+    once `settle` has run."""
 
     def __init__(
         self,
@@ -118,8 +115,10 @@ class Catalogue:
         aliases: Mapping[str, str] | None = None,
         paths: Mapping[str, Path] | None = None,
         offline: bool = False,
+        downloads: Downloads = "known",
         gpu: bool = False,
         reachable: Callable[[], bool] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loaders = loaders
         self._explicit = default
@@ -128,78 +127,102 @@ class Catalogue:
         self._directory = directory
         self._aliases = dict(aliases or {})
         self._paths = dict(paths or {})
-        self._offline = offline
+        self._offline = offline or hub.offline()
+        self._setting = "STT_OFFLINE" if offline else "HF_HUB_OFFLINE"
+        self._policy = downloads
         self._implicit = DEFAULT_GPU if gpu else DEFAULT_CPU
-        self._reachable = reachable or hub_answers
-        self._lock = threading.RLock()
-        self._entries: dict[str, Entry] | None = None
-        self._seen: tuple[float, ...] = ()
+        self._reachable = reachable or (lambda: hub.answers(self._implicit))
+        self._clock = clock
+        self._lock = threading.RLock()  # held while the disk is read
+        self._entries: dict[str, Entry] | None = None  # replaced, never changed
+        self._dirty = False
+        self._stamp: tuple[float, ...] = ()
+        self._looked = 0.0
+        self._flags = threading.Lock()  # held for a moment only
         self._fallback = False
+        self._asked = 0.0
+        self._asking = False
+        self._running: dict[
+            str, hub.Download
+        ] = {}  # by repository; bounded by the downloads under way
         for name, path in self._paths.items():
             if not path.is_dir():
                 raise ModelUnavailable(
                     f"model {name}: {path} is no directory; give the folder that holds model.bin"
+                )
+            if self._inspect(name, path) is None:
+                raise ModelUnavailable(
+                    f"model {name}: {path} holds no weights that an installed backend reads"
                 )
 
     # Names.
 
     @property
     def default(self) -> Entry:
-        """The model used where a request names none."""
-        if self._explicit is not None:
-            return self.entry(self._explicit)
-        if self._fallback:
-            return self.entry(BUILT_IN)
-        return self.entry(self._implicit)
+        """The model used where a request names none. Reads no disk and asks nobody."""
+        self._reconsider()
+        known = self._entries if self._entries is not None else self._published()
+        name = self._target(BUILT_IN if self._fallback else self._default_name(), known)
+        return known.get(name) or self._hub_entry(name)
 
     @property
     def notice(self) -> str | None:
         """One line for the operator, if the built-in recogniser stands in for the default model."""
-        if not self._fallback or self._explicit is not None:
+        if not self._fallback:
             return None
-        why = "STT_OFFLINE is set" if self._offline else "the model hub cannot be reached"
+        why = f"{self._setting} is set" if self._offline else "the model hub cannot be reached"
         return (
             f"using the built-in recogniser PocketSphinx (English only, modest accuracy): {self._implicit} is not"
             f" downloaded and {why}; connect once, or put a model into STT_MODEL_DIR"
         )
 
     def settle(self) -> str | None:
-        """Decide what the default is: blocks for a second at most where the hub must be asked. Answers `notice`."""
-        if self._explicit is None:
-            downloaded = self.entry(self._implicit).downloaded
-            self._fallback = not downloaded and (self._offline or not self._reachable())
+        """Decide what the default is: blocks for seconds at most where the hub must be asked. Answers `notice`.
+
+        Where the built-in recogniser stands in, it does so until the download appears or the hub answers.
+        """
+        known = self._all()
+        if self._default_name() == self._implicit and BUILT_IN in known:
+            there = known[self._implicit].downloaded
+            fallback = not there and (self._offline or not self._reachable())
+            with self._flags:
+                self._fallback, self._asked = fallback, self._clock()
         return self.notice
 
     def aliases(self) -> dict[str, str]:
-        """Every alias with the id it stands for, OpenAI's names included."""
-        default = self.default.id
-        found = dict.fromkeys(OPENAI_NAMES, default)
+        """Every alias with the id it stands for, OpenAI's names included; not those that a local model has taken."""
+        known = self._all()
+        found = dict.fromkeys(OPENAI_NAMES, self.default.id)
         for short, repository, *_ in _KNOWN:
             found[short] = repository
         for name, target in _SYNONYMS.items():
             found[name] = found[target]
-        return found | self._aliases
+        found |= {name: self._target(target, known) for name, target in self._aliases.items()}
+        return {name: target for name, target in found.items() if name not in known}
 
     def entries(self) -> list[Entry]:
         """All models, downloaded or not: local ones first, then the published ones, each with its aliases."""
+        known = self._all(fresh=True)
         names: dict[str, list[str]] = {}
         for alias, target in self.aliases().items():
-            names.setdefault(self._target(target), []).append(alias)
-        return [
-            replace(entry, aliases=tuple(names.get(entry.id, ()))) for entry in self._all().values()
-        ]
+            names.setdefault(target, []).append(alias)
+        return [replace(entry, aliases=tuple(names.get(entry.id, ()))) for entry in known.values()]
 
     def entry(self, name: str) -> Entry:
         """The model of that name, id or alias; of the default one for an empty name. Raises UnknownModel."""
-        known = self._all()
-        target = self._target(name) if name else self.default.id
+        known = self._all(fresh=self._fallback)
+        wanted = name or self.default.id
+        target = self._target(wanted, known)
+        if target not in known or not known[target].downloaded:
+            known = self._all(fresh=True)
+            target = self._target(wanted, known)
         if target in known:
             return known[target]
-        if HUB_ID.fullmatch(target) and ".." not in target:
+        if HUB_ID.fullmatch(target) and ".." not in target and "--" not in target:
             return self._hub_entry(target)
-        close = difflib.get_close_matches(name, [*known, *self.aliases()], 3, 0.6)
+        close = difflib.get_close_matches(wanted, [*known, *self.aliases()], 3, 0.6)
         hint = f"; did you mean {' or '.join(close)}?" if close else "; GET /v1/models lists them"
-        raise UnknownModel(f"the model {name[:100]!r} does not exist{hint}")
+        raise UnknownModel(f"the model {wanted[:100]!r} does not exist{hint}")
 
     def resolve(
         self, name: str = "", *, task: Task = "transcribe", language: str | None = None
@@ -207,32 +230,47 @@ class Catalogue:
         """The model that serves such a request.
 
         Where the named model cannot and the name was only an alias or the default, the translation model takes over;
-        otherwise Unsupported, naming models that can.
+        otherwise Unsupported, naming models that can. Raises UnknownModel for what is not downloaded and may not be
+        for a request's sake.
         """
         entry = self.entry(name)
-        if task == "detect" and not entry.capabilities.detects_language:
-            raise Unsupported(
-                f"model {entry.id} cannot tell languages apart; choose a multilingual one such as"
+        problem = self._problem(entry, task, language)
+        if problem is not None and self._loose(name) and self._translation is not None:
+            other = self.entry(self._translation)
+            if self._problem(other, task, language) is None:
+                entry, problem = other, None
+        if problem is not None:
+            raise problem
+        if not entry.downloaded and not self._may_download(entry):
+            raise UnknownModel(
+                f"the model {entry.id!r} is not on this server; have it downloaded with POST /api/pull/{entry.id},"
+                " or set STT_ALLOW_DOWNLOADS"
+            )
+        return entry
+
+    def _problem(self, entry: Entry, task: Task, language: str | None) -> Unsupported | None:
+        """Why `entry` cannot serve such a request: it would print wrong text instead of failing."""
+        can = entry.capabilities
+        if task == "detect" and not can.detects_language:
+            return Unsupported(
+                f"model {entry.id} cannot tell languages apart; choose a multilingual one, such as"
                 f" {self._able('transcribe', None)}",
                 param="model",
             )
-        if task == "translate" and "translate" not in entry.capabilities.tasks:
-            loose = not name or name in OPENAI_NAMES or name in self._aliases
-            if loose and self._translation is not None:
-                return self.resolve(self._translation, task=task, language=language)
-            raise Unsupported(
+        if task == "translate" and "translate" not in can.tasks:
+            return Unsupported(
                 f"model {entry.id} was not trained to translate; choose one that was, such as"
                 f" {self._able('translate', language)}",
                 param="model",
             )
-        languages = entry.capabilities.languages
-        if language is not None and language not in languages:
-            known = ", ".join(languages[:12]) + (", …" if len(languages) > 12 else "")
-            raise Unsupported(
-                f"model {entry.id} does not know the language {language!r}; it knows {known}",
+        if language is not None and language not in can.languages:
+            known = ", ".join(can.languages[:12]) + (", …" if len(can.languages) > 12 else "")
+            return Unsupported(
+                f"model {entry.id} does not know the language {language!r}, it knows {known}; choose one that does,"
+                f" such as {self._able('transcribe', language)}",
                 param="language",
             )
-        return entry
+        return None
 
     def _able(self, task: Task, language: str | None) -> str:
         able = [
@@ -245,35 +283,93 @@ class Catalogue:
         able.sort(key=lambda entry: not entry.downloaded)
         return " or ".join(entry.id for entry in able[:3]) or "a multilingual Whisper"
 
-    def _target(self, name: str) -> str:
-        """The id behind a name, through aliases."""
-        for _ in range(5):  # aliases of aliases, but no circles
-            if name in self._aliases:
-                name = self._aliases[name]
-            elif name in OPENAI_NAMES:
-                return self.default.id
-            else:
+    def _loose(self, name: str) -> bool:
+        """The request did not insist on this model: it named none, or an alias."""
+        if name in self._aliases or name in OPENAI_NAMES:
+            return self._target(name, self._all()) != name
+        return not name
+
+    def _may_download(self, entry: Entry) -> bool:
+        """A request's need is reason enough to download `entry`."""
+        if self._policy == "known":
+            known = self._all()
+            named = [self._default_name(), self._translation, *self._aliases]
+            targets = {self._target(name, known) for name in named if name}
+            return entry.id in known or entry.id in targets
+        return self._policy == "any"
+
+    def _default_name(self) -> str:
+        """The default's name by the settings; OpenAI's names, which mean the default, cannot say which that is."""
+        name = self._explicit
+        for _ in range(5):
+            if name is None or name in self._paths or name not in self._aliases:
                 break
+            name = self._aliases[name]
+        known = self._entries or {}
+        if name is None or (name in OPENAI_NAMES and name not in self._paths and name not in known):
+            return self._implicit
+        return name
+
+    def _target(self, name: str, known: Mapping[str, Entry]) -> str:
+        """The id behind a name: first what is here by the very name, then the settings' aliases, then OpenAI's names
+        and the short ones."""
+        for _ in range(5):  # aliases of aliases, but no circles
+            if name in known and (known[name].repository is None or name not in self._aliases):
+                return name
+            if name not in self._aliases:
+                break
+            name = self._aliases[name]
+        if name in OPENAI_NAMES:
+            name = BUILT_IN if self._fallback else self._default_name()
+            return name if name in known else self._target(name, known)
         name = _SYNONYMS.get(name, name)
         return next((repository for short, repository, *_ in _KNOWN if short == name), name)
+
+    def _reconsider(self) -> None:
+        """See now and then, off the caller's thread, whether the fallback may end."""
+        with self._flags:
+            now = self._clock()
+            if not self._fallback or self._asking or now - self._asked < AGAIN:
+                return
+            self._asked, self._asking = now, True
+
+        def look() -> None:
+            try:
+                self._all(fresh=True)
+                if not self._offline and self._reachable():
+                    self._end_fallback()
+            finally:
+                self._asking = False
+
+        threading.Thread(target=look, name="hub", daemon=True).start()
+
+    def _end_fallback(self) -> None:
+        with self._flags:
+            ended, self._fallback = self._fallback, False
+        if ended:
+            log.info("the default model is %s from now on", self._implicit)
 
     # Weights.
 
     def refresh(self) -> None:
         """Forget what was seen on the disk."""
-        with self._lock:
-            self._entries = None
+        self._dirty = True
 
-    def _all(self) -> dict[str, Entry]:
+    def _all(self, *, fresh: bool = False) -> dict[str, Entry]:
+        """What there is, by id; looked up again if something came or went, or for `fresh` after a moment."""
         with self._lock:
-            stamp = self._stamp()
-            if self._entries is None or stamp != self._seen:
+            stamp = self._stamps()
+            old = fresh and self._clock() - self._looked >= STALE
+            if self._entries is None or stamp != self._stamp or old or self._dirty:
+                self._dirty = False
                 self._entries = self._look()
-                self._seen = stamp
+                self._stamp, self._looked = stamp, self._clock()
+            if self._fallback and self._entries[self._implicit].downloaded:
+                self._end_fallback()
             return self._entries
 
-    def _stamp(self) -> tuple[float, ...]:
-        """Changes when a model appears or goes."""
+    def _stamps(self) -> tuple[float, ...]:
+        """Changes when a model appears or goes, though not when one has become complete."""
         stamps = []
         for folder in (self._directory, self._cache()):
             try:
@@ -285,35 +381,48 @@ class Catalogue:
     def _look(self) -> dict[str, Entry]:
         found: dict[str, Entry] = {}
         for name, path in self._paths.items():
-            entry = self._inspect(name, path)
-            if entry is None:
-                raise ModelUnavailable(
-                    f"model {name}: {path} holds no weights that an installed backend reads"
-                )
-            found[name] = entry
-        if self._directory is not None and self._directory.is_dir():
-            for path in sorted(self._directory.iterdir()):
-                if path.is_dir() and not path.name.startswith((".", "models--")):
-                    entry = self._inspect(path.name, path)
-                    if entry is not None:
-                        found.setdefault(path.name, entry)
-        for repository, path in self._snapshots().items():
-            entry = self._inspect(repository, path)
+            # What was there at the start and is not now fails when it is loaded, with a sentence.
+            entry = self._inspect(name, path) or (self._entries or {}).get(name)
             if entry is not None:
+                found[name] = entry
+        for name, path in self._folders().items():
+            if name not in found and (entry := self._inspect(name, path)) is not None:
+                found[name] = entry
+        for repository, path in hub.snapshots(self._cache()).items():
+            if repository not in found and (entry := self._inspect(repository, path)) is not None:
                 found[repository] = replace(
                     entry, repository=repository, licence=_licence(repository)
                 )
-        for _, repository, size, multilingual, translates in _KNOWN:
-            if repository not in found:
-                found[repository] = Entry(
-                    repository,
-                    "faster_whisper",
-                    None,
-                    repository,
-                    _published(multilingual, translates, "v3" in repository),
-                    size=size,
-                    licence=_licence(repository),
-                )
+        return found | {id: entry for id, entry in self._published().items() if id not in found}
+
+    def _folders(self) -> dict[str, Path]:
+        """Folders of the model directory, by name."""
+        if self._directory is None:
+            return {}
+        try:
+            inside = sorted(self._directory.iterdir())
+        except OSError:
+            return {}
+        return {
+            path.name: path
+            for path in inside
+            if not path.name.startswith((".", "models--")) and path.is_dir()
+        }
+
+    def _published(self) -> dict[str, Entry]:
+        """What there is without a look at the disk."""
+        found = {
+            repository: Entry(
+                repository,
+                "faster_whisper",
+                None,
+                repository,
+                _claimed(multilingual, translates, "v3" in repository),
+                size=size,
+                licence=_licence(repository),
+            )
+            for _, repository, size, multilingual, translates in _KNOWN
+        }
         if BUILT_IN in self._loaders:
             capabilities = self._loaders[BUILT_IN].inspect(Path())
             if capabilities is not None:
@@ -327,46 +436,22 @@ class Catalogue:
         for backend, loader in order:
             if backend == BUILT_IN:
                 continue
-            capabilities = loader.inspect(path)
-            if capabilities is not None:
-                files = [file for file in path.rglob("*") if file.is_file()]
-                size = sum(file.stat().st_size for file in files)
-                return Entry(
-                    name,
-                    backend,
-                    path,
-                    None,
-                    capabilities,
-                    size=size,
-                    created=int(max((file.stat().st_mtime for file in files), default=0)),
-                )
+            try:
+                capabilities = loader.inspect(path)
+                if capabilities is not None:
+                    stats = [file.stat() for file in path.rglob("*") if file.is_file()]
+                    size = sum(stat.st_size for stat in stats)
+                    created = int(max((stat.st_mtime for stat in stats), default=0))
+                    return Entry(
+                        name, backend, path, None, capabilities, size=size, created=created
+                    )
+            except OSError:  # it is being copied or removed
+                continue
         return None
 
-    def _cache(self) -> Path | None:
-        """Where downloads go: the model directory, else the Hugging Face cache; both in the hub's own layout."""
-        if self._directory is not None:
-            return self._directory
-        hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-        if hub:
-            return Path(hub)
-        return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "hub"
-
-    def _snapshots(self) -> dict[str, Path]:
-        """Downloaded repositories that are complete enough to load, by id."""
-        cache = self._cache()
-        found: dict[str, Path] = {}
-        if cache is None or not cache.is_dir():
-            return found
-        for folder in sorted(cache.glob("models--*--*")):
-            repository = folder.name.removeprefix("models--").replace("--", "/", 1)
-            try:
-                commit = (folder / "refs" / "main").read_text().strip()
-            except OSError:
-                continue
-            path = folder / "snapshots" / commit
-            if (path / "model.bin").exists():
-                found[repository] = path
-        return found
+    def _cache(self) -> Path:
+        """Where downloads go: the model directory, else the hub's cache; both in the hub's own layout."""
+        return self._directory if self._directory is not None else hub.cache()
 
     def _hub_entry(self, repository: str) -> Entry:
         """A repository we know nothing of but its id: taken for a multilingual Whisper until it is there."""
@@ -377,78 +462,104 @@ class Catalogue:
             self._backend,
             None,
             repository,
-            _published(not english, not english and not cut, True),
+            _claimed(not english, not english and not cut, True),
         )
 
     # Downloads.
 
     def ensure(self, entry: Entry) -> Path:
         """Where the weights lie, downloading them first if need be. Raises ModelUnavailable, UnknownModel."""
-        current = self._all().get(entry.id, entry)
-        if current.path is None:
-            for _ in self.fetch(current):
-                pass
-            current = self._all().get(entry.id, entry)
-        if current.path is None:
-            raise ModelUnavailable(
-                f"{entry.id} was downloaded but holds no weights that an installed backend reads;"
-                " choose a repository with a CTranslate2 model"
-            )
-        return current.path
+        if entry.path is None:
+            self.download(entry).done.result()
+            entry = self.entry(entry.id)
+        if entry.path is None:
+            raise ModelUnavailable(f"model {entry.id} is not on this machine any more; ask again")
+        return entry.path
 
-    def fetch(self, entry: Entry) -> Iterator[Download]:
-        """Download `entry`, yielding progress about twice a second; blocks. Picks up where an earlier try ended."""
+    def fetch(self, entry: Entry) -> Iterator[hub.Progress]:
+        """Download `entry`, yielding progress; blocks. Picks up where an earlier try ended."""
+        if entry.path is None:
+            yield from self.download(entry).watch()
+
+    def download(self, entry: Entry) -> hub.Download:
+        """The download of `entry` that is under way, or a new one. Raises ModelUnavailable where there can be none."""
         repository = entry.repository
-        if entry.path is not None or repository is None:
-            return
+        if repository is None:
+            raise ModelUnavailable(f"model {entry.id} cannot be downloaded; it is a folder here")
         if self._offline:
             raise ModelUnavailable(
-                f"{repository} is not downloaded and the server is offline (STT_OFFLINE); download it where there is"
-                " a network and copy it into STT_MODEL_DIR"
+                f"{repository} is not downloaded and the server is offline ({self._setting}); download it where there"
+                " is a network and copy it into STT_MODEL_DIR"
             )
-        yield from _download(repository, self._cache())
-        self.refresh()
+        with self._lock:
+            found = self._running.get(repository)
+            if found is None:
 
-    def remove(self, name: str) -> bool:
-        """Delete a downloaded model; False if there is none to delete. Models from the settings stay."""
+                def arrived() -> None:
+                    self.refresh()
+                    if not self.entry(repository).downloaded:
+                        raise ModelUnavailable(
+                            f"{repository} was downloaded but holds no weights that an installed backend reads; choose"
+                            " a repository with a CTranslate2 model"
+                        )
+
+                found = hub.Download(repository, self._cache(), arrived)
+                self._running[repository] = found
+                found.done.add_done_callback(lambda _: self._running.pop(repository, None))
+                found.start()
+            return found
+
+    def removable(self, name: str) -> Entry:
+        """The model of that name, if it may be deleted; raises Unsupported for what stays, ModelBusy for what comes.
+
+        An alias is refused: whoever deletes `whisper-1` may not know what it stands for today.
+        """
         entry = self.entry(name)
-        if entry.path is None or entry.id == BUILT_IN:
-            return False
+        if self._loose(name):
+            raise Unsupported(
+                f"{name} is only another name of {entry.id}; to delete that model, name it",
+                param="model",
+            )
+        if entry.repository in self._running:
+            raise ModelBusy(f"model {entry.id} is being downloaded; delete it when it is there")
+        if entry.id == BUILT_IN:
+            raise Unsupported(f"{entry.id} is part of the server; it stays", param="model")
         if entry.id in self._paths:
             raise Unsupported(
                 f"{entry.id} was given by path in the settings; delete its folder by hand",
                 param="model",
             )
+        return entry
+
+    def remove(self, name: str) -> bool:
+        """Delete a downloaded model; False if there is none to delete. Raises as `removable`."""
+        entry = self.removable(name)
+        if entry.path is None:
+            return False
         folder = entry.path if entry.repository is None else entry.path.parent.parent
-        cache = self._cache()
-        if cache is None or folder.resolve().parent != cache.resolve():
+        if folder.parent.resolve() != self._cache().resolve():
             raise Unsupported(f"{entry.id} does not lie in the model directory", param="model")
-        shutil.rmtree(folder)
-        self.refresh()
+        try:
+            _delete(folder)
+        except OSError as error:
+            raise ModelUnavailable(
+                f"{entry.id} could not be deleted ({(error.strerror or '').lower()}); the server may not write to its"
+                " folder"
+            ) from error
+        finally:
+            self.refresh()
         return True
 
 
-def hub_answers(seconds: float = 1.0) -> bool:
-    """The hub can be reached: a connection to it opens within `seconds`."""
-    import socket
-    from urllib.parse import urlsplit
-
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
-    result: list[bool] = []
-
-    def look() -> None:
-        try:
-            socket.create_connection((endpoint.hostname or "", port), seconds).close()
-            result.append(True)
-        except OSError:
-            result.append(False)
-
-    # In a thread, because resolving a name knows no timeout.
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return bool(result and result[0])
+def _delete(folder: Path) -> None:
+    """Gone at one stroke, as far as others see; then its bytes."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    aside = folder.with_name(f".{folder.name}.deleted")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
 
 
 def read_aliases(file: Path) -> dict[str, str]:
@@ -464,7 +575,7 @@ def read_aliases(file: Path) -> dict[str, str]:
     return {str(name): target for name, target in found.items()}
 
 
-def _published(multilingual: bool, translates: bool, cantonese: bool) -> Capabilities:
+def _claimed(multilingual: bool, translates: bool, cantonese: bool) -> Capabilities:
     from streaming.backends.whisper_weights import LANGUAGES
 
     languages = (LANGUAGES if cantonese else LANGUAGES[:-1]) if multilingual else ("en",)
@@ -480,98 +591,3 @@ def _published(multilingual: bool, translates: bool, cantonese: bool) -> Capabil
 
 def _licence(repository: str) -> str | None:
     return "MIT" if any(repository == known[1] for known in _KNOWN) else None
-
-
-def _download(repository: str, cache: Path | None) -> Iterator[Download]:
-    """Through huggingface_hub, whose progress bars are read instead of printed."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        info = HfApi().model_info(repository, files_metadata=True, timeout=10)
-    except RepositoryNotFoundError as error:
-        raise UnknownModel(f"the hub has no model {repository}; check its name") from error
-    except GatedRepoError as error:
-        raise ModelUnavailable(
-            f"{repository} asks for consent: accept its terms on the hub and set HF_TOKEN"
-        ) from error
-    except Exception as error:
-        raise ModelUnavailable(_hub_trouble(repository, error)) from error
-    wanted = [
-        sibling
-        for sibling in info.siblings or []
-        if any(Path(sibling.rfilename).match(pattern) for pattern in FILES)
-    ]
-    if not any(Path(sibling.rfilename).name == "model.bin" for sibling in wanted):
-        raise ModelUnavailable(
-            f"{repository} holds no CTranslate2 model (model.bin); choose a converted one, such as {DEFAULT_CPU}"
-        )
-    total = sum(sibling.size or 0 for sibling in wanted) or None
-    folder = cache or Path.home()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if total is not None and free < total + RESERVE:
-        raise ModelUnavailable(
-            f"{repository} needs {total / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on the disk of {folder};"
-            " remove other models or choose another STT_MODEL_DIR"
-        )
-    state: dict[str, Any] = {}
-
-    def work() -> None:
-        try:
-            snapshot_download(
-                repository,
-                cache_dir=cache,
-                revision="main",
-                allow_patterns=list(FILES),
-                tqdm_class=_silent_class(),
-                max_workers=4,
-            )
-        except Exception as error:  # reported by the loop below
-            state["error"] = error
-        state["done"] = True
-
-    thread = threading.Thread(target=work, name=f"download {repository}", daemon=True)
-    thread.start()
-    blobs = None if cache is None else cache / f"models--{repository.replace('/', '--')}" / "blobs"
-    while not state.get("done"):
-        thread.join(0.5)
-        done = 0 if blobs is None else sum(_size(blob) for blob in blobs.glob("*"))
-        yield Download(min(done, total or done), total)
-    if "error" in state:
-        raise ModelUnavailable(_hub_trouble(repository, state["error"])) from state["error"]
-    log.info("downloaded %s", repository)
-    yield Download(total or 0, total)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _hub_trouble(repository: str, error: Exception) -> str:
-    text = str(error).strip().split("\n")[0].rstrip(".")[:200]
-    return (
-        f"{repository} could not be downloaded ({type(error).__name__}: {text}); check the network, or copy the model"
-        " into STT_MODEL_DIR"
-    )
-
-
-def _silent_class() -> Any:
-    from tqdm.auto import tqdm
-
-    class Silent(tqdm):  # type: ignore[misc]
-        """A progress bar that shows nothing."""
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs["disable"] = True
-            kwargs.pop("name", None)
-            super().__init__(*args, **kwargs)
-
-    return Silent

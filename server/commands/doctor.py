@@ -97,14 +97,15 @@ def _catalogue(report: _Report, settings: Settings) -> bool:
         where = assembly.device(settings)
         catalogue = assembly.make_catalogue(settings, where)
         notice = catalogue.settle()
+        default = catalogue.entry("")
     except (OpenSpeechError, assembly.NoGpu) as error:
         report.say("fail", str(error))
         return False
-    from streaming.models import hub_answers
+    from streaming import hub
 
-    if settings.offline:
+    if settings.offline or hub.offline():
         report.say("ok", "offline: the model hub is never asked")
-    elif hub_answers():
+    elif hub.answers(default.repository or "Systran/faster-whisper-base"):
         report.say("ok", "the model hub can be reached")
     else:
         report.say(
@@ -114,7 +115,6 @@ def _catalogue(report: _Report, settings: Settings) -> bool:
         )
     there = [entry.id for entry in catalogue.entries() if entry.downloaded]
     report.say("ok", f"models here: {', '.join(there)}")
-    default = catalogue.default
     if notice:
         report.say("warn", notice)
     elif default.downloaded:

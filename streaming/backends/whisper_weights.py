@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ _CODES = (
     " cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am"
     " yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
 )
+VOCABULARIES = ("vocabulary.json", "vocabulary.txt")
 LANGUAGES = tuple(_CODES.split())
 """Whisper's languages in the order of their tokens, most training data first; Cantonese only since large-v3."""
 
@@ -53,7 +55,7 @@ def capabilities(layout: Layout) -> Capabilities:
 
 
 @lru_cache(maxsize=256)
-def _layout(path: Path, stamp: float) -> Layout | None:
+def _layout(path: Path, stamp: tuple[int, ...]) -> Layout | None:
     del stamp
     names = _vocabulary(path)
     if names is None or "<|startoftranscript|>" not in names:
@@ -71,9 +73,11 @@ def _layout(path: Path, stamp: float) -> Layout | None:
 def layout(path: Path) -> Layout | None:
     """The layout of the weights at `path`; None if they are no CTranslate2 Whisper."""
     try:
-        stamp = (path / "model.bin").stat().st_mtime
-    except OSError:
+        weights = (path / "model.bin").stat()
+        vocabulary = next(file for name in VOCABULARIES if (file := path / name).is_file()).stat()
+    except (OSError, StopIteration):
         return None
+    stamp = weights.st_mtime_ns, weights.st_size, vocabulary.st_mtime_ns, vocabulary.st_size
     return _layout(path, stamp)
 
 
@@ -115,4 +119,6 @@ def _layers(file: Path) -> tuple[int, int]:
             data.seek(4 * number("<B"), 1)
             number("<B")
             data.seek(number("<I"), 1)
+        if data.tell() > os.fstat(data.fileno()).st_size:
+            raise ValueError("the end is missing")
     return counts["encoder"], counts["decoder"]

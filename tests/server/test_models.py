@@ -1,132 +1,27 @@
 """The catalogue, and downloads from a hub of our own on this machine."""
 
-import hashlib
 import json
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from streaming.backends import loaders
 from streaming.errors import ModelUnavailable, UnknownModel, Unsupported
 from streaming.models import OPENAI_NAMES, Catalogue
 from tests import toy
+from tests.hub import Hub
 from tests.serving import catalogue, running, with_toy
-
-COMMIT = "a" * 40
-
-
-class Hub:
-    """What `snapshot_download` needs of the model hub, serving the toy as `acme/toy-whisper`."""
-
-    def __init__(self, files: Path) -> None:
-        self.files = {path.name: path.read_bytes() for path in files.iterdir()}
-        self.files["README.md"] = b"not wanted"
-        self.files["pickle.pt"] = b"not wanted either"
-        self.requests: list[str] = []
-        self.break_after: int | None = None
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self) -> None:
-                self.answer(send=False)
-
-            def do_GET(self) -> None:
-                self.answer(send=True)
-
-            def answer(self, *, send: bool) -> None:
-                hub.requests.append(self.path)
-                path = self.path.split("?")[0]
-                if "/acme/toy-whisper" not in path:
-                    return self.reply(
-                        404,
-                        b'{"error": "Repository not found"}',
-                        send,
-                        {"x-error-code": "RepoNotFound"},
-                    )
-                if "/tree/" in path:
-                    listed = [
-                        {
-                            "type": "file",
-                            "path": name,
-                            "size": len(data),
-                            "oid": hashlib.sha1(data, usedforsecurity=False).hexdigest(),
-                        }
-                        for name, data in hub.files.items()
-                    ]
-                    return self.reply(
-                        200, json.dumps(listed).encode(), send, {"content-type": "application/json"}
-                    )
-                if "/api/models/" in path:
-                    siblings = [
-                        {"rfilename": name, "size": len(data)} for name, data in hub.files.items()
-                    ]
-                    found = {
-                        "id": "acme/toy-whisper",
-                        "modelId": "acme/toy-whisper",
-                        "sha": COMMIT,
-                        "siblings": siblings,
-                        "tags": [],
-                        "downloads": 0,
-                        "private": False,
-                        "gated": False,
-                    }
-                    return self.reply(
-                        200, json.dumps(found).encode(), send, {"content-type": "application/json"}
-                    )
-                data = hub.files[path.rpartition("/")[2]]
-                headers = {
-                    "etag": f'"{hashlib.sha1(data, usedforsecurity=False).hexdigest()}"',
-                    "x-repo-commit": COMMIT,
-                }
-                return self.reply(200, data, send, headers)
-
-            def reply(self, status: int, data: bytes, send: bool, headers: dict[str, str]) -> None:
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                if send:
-                    if hub.break_after is not None and len(data) > 1_000_000:
-                        self.wfile.write(data[: hub.break_after])
-                        self.close_connection = True
-                        return
-                    self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    hub = Hub(toy.build())
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    yield hub
-    hub.server.shutdown()
-    hub.server.server_close()
-    hub.thread.join()
+    with Hub() as found:
+        found.add("acme/toy-whisper", toy.build())
+        monkeypatch.setenv("HF_ENDPOINT", found.url)
+        yield found
 
 
 def names(found: Catalogue) -> set[str]:
@@ -219,57 +114,6 @@ def test_folders_of_the_model_directory_are_models(tmp_path: Path) -> None:
     assert entry.size is not None
     assert entry.size > 5_000_000
     assert "translate" in entry.capabilities.tasks
-
-
-def test_a_download_arrives_with_progress_and_is_found_again(hub: Hub, tmp_path: Path) -> None:
-    found = Catalogue(loaders(), directory=tmp_path)
-    entry = found.entry("acme/toy-whisper")
-    assert not entry.downloaded
-    progress = list(found.fetch(entry))
-    assert progress[-1].done == progress[-1].total
-    assert "acme/toy-whisper" in names(found)
-    assert names(Catalogue(loaders(), directory=tmp_path, offline=True)) == {
-        "acme/toy-whisper",
-        "pocketsphinx",
-    }
-    assert not any("README" in path or "pickle" in path for path in hub.requests)
-    path = found.ensure(found.entry("acme/toy-whisper"))
-    assert (path / "model.bin").stat().st_size == len(hub.files["model.bin"])
-    assert found.remove("acme/toy-whisper")
-    assert not found.remove("acme/toy-whisper")
-    assert list(tmp_path.glob("models--*")) == []
-
-
-def test_an_unknown_repository_and_a_broken_line_are_told_with_a_remedy(
-    hub: Hub, tmp_path: Path
-) -> None:
-    found = Catalogue(loaders(), directory=tmp_path)
-    with pytest.raises(UnknownModel, match="the hub has no model"):
-        list(found.fetch(found.entry("acme/nothing")))
-    del hub.files["model.bin"]
-    with pytest.raises(ModelUnavailable, match="holds no CTranslate2 model"):
-        list(found.fetch(found.entry("acme/toy-whisper")))
-
-
-def test_a_full_disk_is_noticed_before_the_download(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import shutil
-
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6)
-    )  # type: ignore[attr-defined]
-    found = Catalogue(loaders(), directory=tmp_path)
-    with pytest.raises(ModelUnavailable, match="GB are free"):
-        list(found.fetch(found.entry("acme/toy-whisper")))
-
-
-def test_offline_never_touches_the_network(hub: Hub, tmp_path: Path) -> None:
-    found = Catalogue(loaders(), directory=tmp_path, offline=True)
-    found.settle()
-    with pytest.raises(ModelUnavailable, match="offline"):
-        found.ensure(found.entry("acme/toy-whisper"))
-    assert hub.requests == []
 
 
 def test_models_are_pulled_loaded_listed_and_removed_over_http(hub: Hub, tmp_path: Path) -> None:

@@ -1,0 +1,448 @@
+"""The model hub: where its cache lies, whether it answers, and downloads that resume, verify and are shared.
+
+Files are stored in the hub's own layout, so that its other tools find them. The weights come last: a snapshot that
+holds `model.bin` is complete, one that broke off never looks so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from streaming.errors import ModelUnavailable, OpenSpeechError, UnknownModel
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "model.bin"
+FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "vocabulary.json",
+    "vocabulary.txt",
+    WEIGHTS,
+)
+"""All that a CTranslate2 Whisper needs, in the order of their download; nothing that unpickles."""
+RESERVE = 512 * 2**20
+"""Bytes that stay free on the disk after a download."""
+TRIES = 5
+"""Broken connections in a row, without a byte between them, before a download is given up; a later one resumes."""
+PAUSE = 1.0
+"""Seconds before the next try."""
+_SAFE = re.compile(r"[0-9A-Za-z]{6,128}")
+
+
+def endpoint() -> str:
+    """The hub's address; a mirror's where `HF_ENDPOINT` names one."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def offline() -> bool:
+    """The hub's own variables forbid the network."""
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return said.strip().upper() in ("1", "ON", "YES", "TRUE")
+
+
+def cache() -> Path:
+    """The cache that all tools of the hub share."""
+    for name, inside in (
+        ("HF_HUB_CACHE", ""),
+        ("HUGGINGFACE_HUB_CACHE", ""),
+        ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+    ):
+        found = os.environ.get(name)
+        if found:
+            return Path(os.path.expandvars(found)).expanduser() / inside
+    return Path("~/.cache/huggingface/hub").expanduser()
+
+
+def answers(repository: str, seconds: float = 3.0) -> bool:
+    """The hub answers for `repository` within `seconds`; asked as downloads ask, through a proxy where the environment
+    names one."""
+    result: list[bool] = []
+
+    def look() -> None:
+        try:
+            answer = _session().head(
+                f"{endpoint()}/api/models/{quote(repository)}",
+                timeout=seconds,
+                follow_redirects=True,
+            )
+        except Exception as error:  # whatever is wrong, it cannot be reached
+            log.debug("asking the hub failed: %r", error)
+        else:
+            # The hub may say no to the question; a proxy that says no has other numbers.
+            result.append(answer.status_code < 400 or answer.status_code in (401, 404, 429))
+
+    # In a thread, because resolving a name knows no timeout.
+    thread = threading.Thread(target=look, name="hub", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(result and result[0])
+
+
+def folder_of(repository: str, cache: Path) -> Path:
+    """Where the cache keeps a repository."""
+    return cache / f"models--{repository.replace('/', '--')}"
+
+
+def snapshots(cache: Path) -> dict[str, Path]:
+    """Downloaded repositories whose weights are there, by id."""
+    found: dict[str, Path] = {}
+    try:
+        folders = sorted(cache.glob("models--*--*"))
+    except OSError:
+        return found
+    for folder in folders:
+        path = _snapshot(folder)
+        if path is not None:
+            found[folder.name.removeprefix("models--").replace("--", "/", 1)] = path
+    return found
+
+
+def _snapshot(folder: Path) -> Path | None:
+    """The snapshot that `main` names, or where its download broke off the newest complete one."""
+    try:
+        wanted = folder / "snapshots" / (folder / "refs" / "main").read_text("utf-8").strip()
+        if (wanted / WEIGHTS).is_file():
+            return wanted
+    except (OSError, ValueError):
+        pass
+    try:
+        whole = [each for each in (folder / "snapshots").iterdir() if (each / WEIGHTS).is_file()]
+        return max(whole, key=lambda each: each.stat().st_mtime, default=None)
+    except OSError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a download is, in bytes over all files."""
+
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    size: int
+    blob: str
+    """Its name in the cache: what identifies its bytes."""
+    sha256: str | None
+
+
+class Download:
+    """One download, however many wait for it; on a thread of its own. It goes on when those leave: what is fetched is
+    fetched, and the next try resumes."""
+
+    def __init__(self, repository: str, cache: Path, after: Callable[[], None]) -> None:
+        """`after` is called when all files are there; what it raises is the download's fault."""
+        self.repository = repository
+        self.progress: Progress | None = None
+        """None until the first byte is on its way."""
+        self.done: Future[None] = Future()
+        self.done.set_running_or_notify_cancel()  # one who stops waiting does not stop it
+        self._cache = cache
+        self._after = after
+        self._news = threading.Condition()
+        self._listeners: list[Callable[[], None]] = []
+
+    def start(self) -> None:
+        """Begin. Once."""
+        name = f"download {self.repository}"
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` on the download's thread whenever there is something new. Answers how to stop that."""
+        with self._news:
+            self._listeners.append(listener)
+
+        def forget() -> None:
+            with self._news:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+
+        return forget
+
+    def watch(self) -> Iterator[Progress]:
+        """Progress as it comes; blocks. Raises what went wrong."""
+        seen: Progress | None = None
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self.done.done() or self.progress != seen)  # noqa: B023
+                over, now = self.done.done(), self.progress
+            if now is not None and now != seen:
+                yield now
+            seen = now
+            if over:
+                self.done.result()
+                return
+
+    def _run(self) -> None:
+        try:
+            self._fetch()
+            self._after()
+        except OpenSpeechError as error:
+            self._end(error)
+        except OSError as error:
+            self._end(ModelUnavailable(_disk_trouble(self.repository, error)))
+        except Exception as error:
+            log.exception("downloading %s failed", self.repository)
+            self._end(ModelUnavailable(_trouble(self.repository, error)))
+        else:
+            log.info("downloaded %s", self.repository)
+            self._end(None)
+
+    def _end(self, error: OpenSpeechError | None) -> None:
+        with self._news:
+            if error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(error)
+        self._tell(None)
+
+    def _tell(self, progress: Progress | None) -> None:
+        with self._news:
+            self.progress = progress or self.progress
+            self._news.notify_all()
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+
+    def _fetch(self) -> None:
+        commit, files = _listing(self.repository)
+        folder = folder_of(self.repository, self._cache)
+        blobs, snapshot = folder / "blobs", folder / "snapshots" / commit
+        total = sum(file.size for file in files)
+        here = sum(min(file.size, _here(blobs, file)) for file in files)
+        _check_disk(self.repository, self._cache, total - here)
+        for each in (blobs, snapshot, folder / "refs"):
+            each.mkdir(parents=True, exist_ok=True)
+        finished = 0
+        self._tell(Progress(here, total))
+        for file in files:
+
+            def tell(have: int, before: int = finished) -> None:
+                self._tell(Progress(max(here, min(before + have, total)), total))
+
+            _get(self.repository, commit, file, blobs, tell)
+            _link(blobs / file.blob, snapshot / file.name)
+            finished += file.size
+        (folder / "refs" / "main").write_text(commit, "utf-8")
+        self._tell(Progress(total, total))
+
+
+def _listing(repository: str) -> tuple[str, list[_File]]:
+    """The commit that `main` names, and the files we want of it, the weights last."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi(endpoint=endpoint()).model_info(repository, files_metadata=True, timeout=10)
+    except Exception as error:
+        raise _fault(repository, error) from error
+    commit = info.sha or ""
+    files = []
+    for sibling in info.siblings or []:
+        if sibling.rfilename in FILES:
+            sha256 = sibling.lfs.sha256 if sibling.lfs is not None else None
+            blob = sha256 or sibling.blob_id or ""
+            if not (_SAFE.fullmatch(blob) and _SAFE.fullmatch(commit)):
+                raise ModelUnavailable(
+                    f"the hub does not say which bytes {repository} consists of; check HF_ENDPOINT"
+                )
+            files.append(_File(sibling.rfilename, sibling.size or 0, blob, sha256))
+    names = {file.name for file in files}
+    if WEIGHTS not in names:
+        raise ModelUnavailable(
+            f"{repository} holds no CTranslate2 model (model.bin); choose a converted one, such as"
+            " Systran/faster-whisper-base"
+        )
+    return commit, sorted(files, key=lambda file: FILES.index(file.name))
+
+
+def _part(blobs: Path, file: _File) -> Path:
+    return blobs / f"{file.blob}.open-speech.part"
+
+
+def _here(blobs: Path, file: _File) -> int:
+    for path in (blobs / file.blob, _part(blobs, file)):
+        try:
+            return path.stat().st_size
+        except OSError:
+            continue
+    return 0
+
+
+def _check_disk(repository: str, cache: Path, need: int) -> None:
+    folder = cache
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < need + RESERVE:
+        raise ModelUnavailable(
+            f"{repository} needs {need / 1e9:.1f} GB more and {free / 1e9:.1f} GB are free on the disk of the models;"
+            " remove other models or choose another STT_MODEL_DIR"
+        )
+
+
+def _get(
+    repository: str, commit: str, file: _File, blobs: Path, tell: Callable[[int], None]
+) -> None:
+    """One file, resumed where an earlier try ended, checked, moved to its place."""
+    target, part = blobs / file.blob, _part(blobs, file)
+    while not target.is_file():
+        with part.open("ab") as out:
+            # Another process may be at the same file: one writes, the other finds it done.
+            fcntl.flock(out, fcntl.LOCK_EX)
+            if not _same(out, part):
+                continue
+            _fill(repository, commit, file, out, tell)
+            _verify(repository, file, part)
+            part.rename(target)
+
+
+def _same(out: BinaryIO, part: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(out.fileno()), part.stat())
+    except OSError:
+        return False
+
+
+def _fill(
+    repository: str, commit: str, file: _File, out: BinaryIO, tell: Callable[[int], None]
+) -> None:
+    """Append what is missing; a broken connection is taken up again."""
+    have = os.fstat(out.fileno()).st_size
+    if have > file.size:
+        out.truncate(have := 0)
+    tries = 0
+    while have < file.size:
+        before = have
+        try:
+            for now in _stream(repository, commit, file, out, before):
+                tell(have := now)
+        except ConnectionError as error:
+            out.flush()
+            have = os.fstat(out.fileno()).st_size
+            tries = 1 if have > before else tries + 1
+            if tries >= TRIES:
+                raise ModelUnavailable(_trouble(repository, error.__cause__ or error)) from error
+            log.warning("the download of %s broke off at %d bytes; trying again", repository, have)
+            threading.Event().wait(PAUSE)
+    out.flush()
+    os.fsync(out.fileno())
+
+
+def _stream(repository: str, commit: str, file: _File, out: BinaryIO, have: int) -> Iterator[int]:
+    """Bytes there after each piece. Raises ConnectionError where trying again may help."""
+    from huggingface_hub import utils
+
+    url = f"{endpoint()}/{quote(repository)}/resolve/{commit}/{quote(file.name)}"
+    # Whole bytes: compressed ones could not be counted, nor taken up in the middle.
+    headers: dict[str, str] = utils.build_hf_headers()  # type: ignore[attr-defined]  # found at run time
+    headers["accept-encoding"] = "identity"
+    if have:
+        headers["range"] = f"bytes={have}-"
+    try:
+        with _session().stream(
+            "GET", url, headers=headers, follow_redirects=True, timeout=30
+        ) as response:
+            if response.status_code in (408, 429) or response.status_code >= 500:
+                raise ConnectionError(f"the hub answers {response.status_code}")
+            utils.hf_raise_for_status(response)  # type: ignore[attr-defined]  # found at run time
+            if have and response.status_code != 206:  # it does not know ranges: from the start
+                out.truncate(have := 0)
+            for piece in response.iter_bytes():
+                out.write(piece)
+                have += len(piece)
+                yield have
+                if have > file.size:
+                    out.truncate(0)
+                    raise ConnectionError(f"{file.name} is longer than the hub said")
+    except (OpenSpeechError, ConnectionError):
+        raise
+    except Exception as error:
+        if _is_transport(error):
+            raise ConnectionError(str(error)) from error
+        if isinstance(error, OSError) and getattr(error, "response", None) is None:
+            raise  # the disk's
+        raise _fault(repository, error) from error
+    if have < file.size:
+        raise ConnectionError(f"{file.name} ended early")
+
+
+def _session() -> Any:
+    """The hub library's HTTP client, which knows proxies and certificates; its type differs between versions."""
+    from huggingface_hub import utils
+
+    return utils.get_session()  # type: ignore[attr-defined]  # found at run time
+
+
+def _is_transport(error: Exception) -> bool:
+    """A connection that could not be opened or broke; by name, since the hub's client library was renamed once."""
+    return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
+
+
+def _verify(repository: str, file: _File, part: Path) -> None:
+    with part.open("rb") as data:
+        found = hashlib.file_digest(data, "sha256").hexdigest() if file.sha256 else None
+    if found != file.sha256:
+        part.unlink()
+        raise ModelUnavailable(
+            f"{file.name} of {repository} arrived damaged (its SHA-256 is another); download it again"
+        )
+
+
+def _link(blob: Path, name: Path) -> None:
+    if name.exists():
+        return
+    name.unlink(missing_ok=True)
+    try:
+        name.symlink_to(os.path.relpath(blob, name.parent))
+    except OSError:  # a file system without links
+        shutil.copyfile(blob, name.with_suffix(".part"))
+        name.with_suffix(".part").rename(name)
+
+
+def _fault(repository: str, error: Exception) -> OpenSpeechError:
+    """What the hub's refusal means to the user."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):  # a kind of RepositoryNotFoundError
+        return ModelUnavailable(
+            f"{repository} asks for consent: accept its terms on the hub, and set HF_TOKEN to a token of that account"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return UnknownModel(
+            f"the hub has no model {repository}, or it is private; check its name, or set HF_TOKEN"
+        )
+    return ModelUnavailable(_trouble(repository, error))
+
+
+def _trouble(repository: str, error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0].rstrip(".")[:200]
+    return (
+        f"{repository} could not be downloaded ({type(error).__name__}: {text}); check the network, or copy the model"
+        " into STT_MODEL_DIR"
+    )
+
+
+def _disk_trouble(repository: str, error: OSError) -> str:
+    reason = error.strerror or type(error).__name__
+    return (
+        f"{repository} could not be stored ({reason[:1].lower()}{reason[1:]}); give the server a folder it may write"
+        " to with STT_MODEL_DIR, or make room on its disk"
+    )
