@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server.configuration import Misconfigured
 from server.settings import Settings
 from streaming.types import Device
 
@@ -80,8 +81,13 @@ def make_catalogue(settings: Settings, where: Device) -> Catalogue:
         name: Path(path).expanduser() for name, path in _pairs(settings.model, "model").items()
     }
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    backends = loaders()
+    if canonical(settings.default_backend) not in backends:
+        raise Misconfigured(
+            f"default_backend is {settings.default_backend!r}; it must be one of {', '.join(sorted(backends))}"
+        )
     return Catalogue(
-        loaders(),
+        backends,
         default=settings.default_model,
         default_backend=canonical(settings.default_backend),
         translation=settings.translation_model,
@@ -164,8 +170,6 @@ async def _prepare(here: Context) -> None:
 
 
 def _pairs(values: tuple[str, ...], setting: str) -> dict[str, str]:
-    from server.configuration import Misconfigured
-
     found = {}
     for value in values:
         name, equals, target = value.partition("=")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from server import languages
 from server.settings import Settings
 
 FOREIGN = {
@@ -43,13 +45,50 @@ FOREIGN = {
 }
 """Names of the servers this one replaces, read where the own name is not set."""
 IGNORED = (
-    "TTS_MODEL_TTL",
     "ENABLE_UI",
     "ASR_ENGINE",
+    "ASR_MODEL_PATH",
     "LOOPBACK_HOST_URL",
     "CHAT_COMPLETION_BASE_URL",
+    "CHAT_COMPLETION_API_KEY",
 )
-"""Their names for what does not exist here."""
+"""Their names for what does not exist here; so are all others that begin as `THEIRS`."""
+THEIRS = ("WHISPER__", "TTS_")
+SERVICE_LINK = re.compile(
+    r"(STT|TTS)_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes puts into every container for a service whose name begins with ``stt`` or ``tts``."""
+BOUNDS: dict[str, tuple[float, float]] = {
+    "port": (0, 65535),
+    "device_index": (0, 255),
+    "workers": (0, 256),
+    "threads": (0, 1024),
+    "beam": (1, 32),
+    "model_keep_alive": (-1, 1e9),
+    "max_models": (1, 1000),
+    "max_upload_mb": (1, 1 << 20),
+    "max_audio_seconds": (1, 1e6),
+    "max_requests": (1, 1e6),
+    "max_streams": (0, 1e6),
+    "max_stream_seconds": (1, 1e9),
+    "stream_idle_seconds": (1, 1e6),
+    "body_timeout": (0.1, 1e5),
+    "drain_seconds": (0, 1e5),
+}
+"""Least and most of numbers; of those not listed 0 and a milliard."""
+COMPUTE_TYPES = (
+    "auto",
+    "default",
+    "int8",
+    "int8_float32",
+    "int8_float16",
+    "int8_bfloat16",
+    "int16",
+    "float16",
+    "bfloat16",
+    "float32",
+)
+"""CTranslate2's names."""
 
 
 class Misconfigured(Exception):
@@ -64,23 +103,21 @@ def load(
     `arguments` are flags that were given, by field name; the key `config` is the TOML file. Raises Misconfigured.
     """
     said: list[str] = []
-    values: dict[str, Any] = {}
-    given = dict(arguments)
+    given = {name: value for name, value in arguments.items() if value is not None}
     config = given.pop("config", None) or environment.get("STT_CONFIG")
+    found: dict[str, _Given] = {}
     if config:
-        values |= _from_file(Path(config))
-    values |= _from_environment(environment, said)
-    values |= {name: value for name, value in given.items() if value is not None}
-    settings = _checked(values)
+        found |= _from_file(Path(config))
+    own = _from_environment(environment, said)
+    taken = found.keys() | own.keys() | given.keys()
+    values = {name: one.value() for name, one in found.items() if name not in own.keys() | given}
+    values |= {name: one.value() for name, one in own.items() if name not in given}
+    values |= {name: _Given(name, flag(name), value).value() for name, value in given.items()}
+    values |= _from_others(environment, taken, said)
+    settings = Settings(**values)
     if settings.api_keys_file is not None:
-        try:
-            lines = settings.api_keys_file.read_text("utf-8").splitlines()
-        except OSError as error:
-            raise Misconfigured(
-                f"api_keys_file {settings.api_keys_file}: {error.strerror}"
-            ) from None
-        keys = tuple(line.strip() for line in lines if line.strip() and line[0] != "#")
-        settings = _checked(values | {"api_keys": settings.api_keys + keys})
+        keys = tuple(line for line in _lines(settings.api_keys_file) if not line.startswith("#"))
+        settings = replace(settings, api_keys=settings.api_keys + keys)
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise Misconfigured("tls_cert and tls_key go together; give both or neither")
     return settings, said
@@ -97,15 +134,15 @@ def add_flags(parser: argparse.ArgumentParser, sections: Sequence[str] | None = 
             groups[section] = parser.add_argument_group(section)
         default = "" if field.default in (None, (), False) else f" [default: {field.default}]"
         text = f"{help_text} [env: {variable(field.name)}]{default}".replace("%", "%%")
-        flag = "--" + field.name.replace("_", "-")
+        name = flag(field.name)
         if kind is bool:
             groups[section].add_argument(
-                flag, help=text, action=argparse.BooleanOptionalAction, default=None
+                name, help=text, action=argparse.BooleanOptionalAction, default=None
             )
         elif get_origin(kind) is tuple:
-            groups[section].add_argument(flag, help=text, action="append", metavar="VALUE")
+            groups[section].add_argument(name, help=text, action="append", metavar="VALUE")
         else:
-            groups[section].add_argument(flag, help=text, metavar="VALUE")
+            groups[section].add_argument(name, help=text, metavar="VALUE")
 
 
 def described() -> list[tuple[Field[Any], str, str, Any]]:
@@ -121,6 +158,11 @@ def described() -> list[tuple[Field[Any], str, str, Any]]:
 def variable(name: str) -> str:
     """The environment variable of a setting."""
     return "STT_" + name.upper()
+
+
+def flag(name: str) -> str:
+    """The flag of a setting."""
+    return "--" + name.replace("_", "-")
 
 
 def redacted(settings: Settings) -> dict[str, Any]:
@@ -155,9 +197,8 @@ def table() -> str:
             if default in (None, ())
             else f"`{str(default).lower() if kind is bool else default}`"
         )
-        flag = "--" + field.name.replace("_", "-")
         lines.append(
-            f"| `{field.name}` | `{variable(field.name)}` | `{flag}` | {shown} | {sentence} |"
+            f"| `{field.name}` | `{variable(field.name)}` | `{flag(field.name)}` | {shown} | {sentence} |"
         )
     lines += [
         "",
@@ -167,95 +208,181 @@ def table() -> str:
         "",
         *(f"- `{name}` is `{variable(own)}`" for name, own in FOREIGN.items()),
         "",
-        "Ignored, with a line: " + ", ".join(f"`{name}`" for name in IGNORED) + ".",
+        "One of them with a value that means nothing here is ignored, with a line; so are, whatever their value, "
+        + ", ".join(f"`{name}`" for name in (*IGNORED, *(f"{start}…" for start in THEIRS)))
+        + ". An unknown `STT_…` variable is a line that suggests a known one; the variables that Kubernetes makes for a"
+        " service named `stt` are none of ours. An unknown flag or name in the file is an error.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _from_file(path: Path) -> dict[str, Any]:
+class _Given:
+    """A value as somebody wrote it."""
+
+    def __init__(self, name: str, source: str, raw: Any) -> None:
+        self.name = name
+        self.source = source
+        """How the person who wrote it knows it: a flag, a variable, or a name in a file."""
+        self._raw = raw
+
+    def value(self) -> Any:
+        """As the setting's type. Raises Misconfigured."""
+        kind = _KINDS[self.name]
+        raw = self._raw
+        if get_origin(kind) is tuple and isinstance(raw, str):
+            raw = _split(raw)
+        choices = _choices(self.name, kind)
+        if choices and isinstance(raw, str):
+            raw = {"gpu": "cuda"}.get(raw.strip().lower(), raw.strip().lower())
+            if raw not in choices:
+                raise self._wrong(_either(choices))
+            return raw
+        if self.name == "language" and isinstance(raw, str):
+            if raw.strip().lower() in ("", "auto"):
+                return None
+            if languages.code(raw) is None:
+                raise self._wrong("an ISO-639-1 code such as en, or auto")
+        if kind is bool and isinstance(raw, str):
+            raw = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(
+                raw.strip().lower(), raw
+            )
+        if isinstance(raw, str):
+            raw = raw.strip()
+        try:
+            value = msgspec.convert(raw, kind, strict=False, dec_hook=_path)
+        except (msgspec.ValidationError, NotImplementedError):
+            raise self._wrong(_accepted(self.name, kind)) from None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            least, most = BOUNDS.get(self.name, (0, 1e9))
+            if not least <= value <= most:
+                raise self._wrong(_accepted(self.name, kind))
+        return value
+
+    def _wrong(self, accepted: str) -> Misconfigured:
+        shown = repr(self._raw) if len(repr(self._raw)) < 80 else repr(self._raw)[:76] + "…"
+        return Misconfigured(f"{self.source} is {shown}; it must be {accepted}")
+
+
+def _accepted(name: str, kind: Any) -> str:
+    """What a setting takes, in words."""
+    inner = [each for each in get_args(kind) if each is not type(None)]
+    bare = kind if get_origin(kind) is tuple or not inner else inner[0]
+    least, most = BOUNDS.get(name, (0, 1e9))
+    if bare is bool:
+        return "true or false"
+    if bare in (int, float):
+        number = "a whole number" if bare is int else "a number"
+        return f"{number} from {least:.15g} to {most:.15g}"
+    if get_origin(bare) is tuple:
+        return "a list of texts, or texts separated by commas"
+    return "a path" if bare is Path else "text"
+
+
+def _choices(name: str, kind: Any) -> tuple[str, ...]:
+    if name == "compute_type":
+        return COMPUTE_TYPES
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _either(choices: Sequence[str]) -> str:
+    return ", ".join(choices[:-1]) + " or " + choices[-1]
+
+
+def _from_file(path: Path) -> dict[str, _Given]:
     try:
         found = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise Misconfigured(f"the file {path} cannot be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise Misconfigured(f"the file {path} is no TOML: {error}") from None
-    known = {field.name for field in fields(Settings)}
-    for name in found:
-        if name not in known:
-            raise Misconfigured(f"{path}: there is no setting {name!r}{_nearest(name, known)}")
-    return found
+    for name, value in found.items():
+        if name not in _KINDS:
+            table = "; settings stand at the top, without tables" if isinstance(value, dict) else ""
+            raise Misconfigured(
+                f"{path}: there is no setting {name!r}{_nearest(name, list(_KINDS)) or table}"
+            )
+    return {name: _Given(name, f"{path}: {name}", value) for name, value in found.items()}
 
 
-def _from_environment(environment: Mapping[str, str], said: list[str]) -> dict[str, Any]:
-    kinds = {field.name: kind for field, _, _, kind in described()}
-    values: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        text = environment.get(variable(name))
-        if text is None or (text == "" and name != "language"):
-            continue
-        if text.startswith(("tcp://", "udp://")):
-            continue  # Kubernetes' link to a service called "stt"
-        values[name] = _parsed(text, kind)
-    for name, own in FOREIGN.items():
-        text = environment.get(name)
-        if not text:
-            continue
-        if own in values and variable(own) in environment:
-            continue
-        values.setdefault(own, _parsed(text, kinds[own]))
-        said.append(f"{name} is read as {variable(own)}; rename it")
-    said += [
-        f"{name} has no meaning here and is ignored" for name in IGNORED if name in environment
-    ]
-    own_names = {variable(name) for name in kinds} | {"STT_CONFIG"}
+def _from_environment(environment: Mapping[str, str], said: list[str]) -> dict[str, _Given]:
+    """Our own variables. What is not ours, or not meant for us, is never an error."""
+    values: dict[str, _Given] = {}
+    own_names = {variable(name): name for name in _KINDS} | {"STT_CONFIG": ""}
     for name, text in environment.items():
-        if not name.startswith("STT_") or name in own_names or name in FOREIGN:
+        if not name.startswith("STT_") or name == "STT_CONFIG":
             continue
-        if text.startswith(("tcp://", "udp://")) or name.startswith(("STT_PORT_", "STT_SERVICE_")):
-            continue
-        said.append(f"there is no setting {name}{_nearest(name, own_names)}")
+        link = text.startswith(("tcp://", "udp://", "sctp://"))
+        if name in own_names:
+            if link:
+                said.append(
+                    f"{name}={text} is what Kubernetes sets for a service named stt and is ignored; rename the"
+                    " service, or set enableServiceLinks: false"
+                )
+            elif text:
+                values[own_names[name]] = _Given(own_names[name], name, text)
+        elif name not in FOREIGN and not link and not SERVICE_LINK.fullmatch(name):
+            # Compared without the prefix, which makes everything look alike.
+            bare = {each.removeprefix("STT_"): each for each in own_names}
+            said.append(f"there is no setting {name}{_nearest(name.removeprefix('STT_'), bare)}")
     return values
 
 
-def _parsed(text: str, kind: Any) -> Any:
-    if get_origin(kind) is tuple:
-        if text.lstrip().startswith("["):
-            try:
-                return json.loads(text)
-            except ValueError:
-                pass
-        return [part.strip() for part in text.split(",") if part.strip()]
-    return text
+def _from_others(
+    environment: Mapping[str, str], taken: Iterable[str], said: list[str]
+) -> dict[str, Any]:
+    """Variables of the servers this one replaces, as far as nobody set our own. Their case never mattered."""
+    folded = {name.upper(): text for name, text in environment.items()}
+    taken = set(taken)
+    values: dict[str, Any] = {}
+    for name, own in FOREIGN.items():
+        text = folded.get(name)
+        if not text or own in taken:
+            continue
+        if own in values:
+            said.append(f"{name} is ignored: another variable already says {variable(own)}")
+            continue
+        try:
+            value = _Given(own, name, text).value()
+            if name == "MODEL_IDLE_TIMEOUT" and value == 0:
+                value = -1.0  # never, there
+        except Misconfigured as error:
+            said.append(f"{error}; it is ignored, set {variable(own)}")
+            continue
+        if own == "alias_file" and not value.is_file():
+            said.append(f"{name} is {text!r}, where no file is; it is ignored")
+            continue
+        values[own] = value
+        said.append(f"{name} is read as {variable(own)}; rename it")
+    said += [
+        f"{name} has no meaning here and is ignored"
+        for name in folded
+        if name in IGNORED
+        or (name.startswith(THEIRS) and name not in FOREIGN and not SERVICE_LINK.fullmatch(name))
+    ]
+    return values
 
 
-def _checked(values: Mapping[str, Any]) -> Settings:
-    values = dict(values)
-    if isinstance(values.get("log_level"), str):
-        values["log_level"] = values["log_level"].lower()
-    if isinstance(values.get("device"), str):
-        values["device"] = {"gpu": "cuda"}.get(values["device"].lower(), values["device"].lower())
+def _split(text: str) -> list[Any]:
+    """Items of a JSON list, or of text with commas."""
+    if text.lstrip().startswith("["):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, list):
+            return found
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        settings = msgspec.convert(values, Settings, strict=False, dec_hook=_path)
-    except msgspec.ValidationError as error:
-        text = str(error)
-        name = text.rpartition("$.")[2].rstrip("`").split("[")[0] if "$." in text else ""
-        found = f" (found {values[name]!r})" if name in values else ""
-        raise Misconfigured(
-            f"{name or 'settings'}: {text.split(' - at', maxsplit=1)[0]}{found}"
-        ) from None
-    for name, least, most in (
-        ("port", 0, 65535),
-        ("beam", 1, 32),
-        ("max_upload_mb", 1, 1 << 20),
-        ("max_audio_seconds", 1, 1e6),
-        ("max_stream_seconds", 1, 1e9),
-        ("stream_idle_seconds", 1, 1e6),
-    ):
-        value = getattr(settings, name)
-        if not least <= value <= most:
-            raise Misconfigured(f"{name} is {value}; it must lie between {least} and {most:g}")
-    return settings
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        reason = error.strerror
+    except ValueError:
+        reason = "it is no text in UTF-8"
+    raise Misconfigured(f"api_keys_file {path} cannot be read: {reason}")
 
 
 def _path(kind: type, value: Any) -> Any:
@@ -265,9 +392,16 @@ def _path(kind: type, value: Any) -> Any:
     raise NotImplementedError(f"{kind} cannot be a setting")
 
 
-def _nearest(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1, 0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+def _nearest(name: str, known: Iterable[str] | Mapping[str, str]) -> str:
+    """A suggestion, or nothing; of a mapping, its values."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.6)
+    if not close:
+        return ""
+    return f"; did you mean {known[close[0]] if isinstance(known, Mapping) else close[0]}?"
+
+
+_KINDS: dict[str, Any] = {field.name: kind for field, _, _, kind in described()}
+"""The type of each setting."""
 
 
 if __name__ == "__main__":
