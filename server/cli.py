@@ -5,21 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from server import __version__
+from server.arguments import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; answers the exit status: 0, 1 for failure, 2 for wrong usage."""
-    parser = _parser()
-    given = vars(parser.parse_args(arguments))
-    run = given.pop("run", None)
-    if run is None:
-        parser.print_help()
-        return 2
     try:
+        parser = _parser()
+        given = vars(parser.parse_args(arguments))
+        run = given.pop("run", None)
+        if run is None:
+            parser.print_help()
+            return 2
         status: int = run(given)
         return status
     except KeyboardInterrupt:
@@ -28,10 +30,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:
-        if _expected(error):
-            print(f"open-speech: {error}", file=sys.stderr)
-            return 2 if type(error).__name__ == "Misconfigured" else 1
-        raise
+        print(f"open-speech: {_sentence(error)}", file=sys.stderr)
+        return 2 if type(error).__name__ == "Misconfigured" else 1
+
+
+def _sentence(error: Exception) -> str:
+    if _expected(error):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if os.environ.get("STT_LOG_LEVEL", "").lower() == "debug":
+        traceback.print_exception(error)
+    return (
+        f"this should not happen: {type(error).__name__}: {' '.join(str(error).split())};"
+        " STT_LOG_LEVEL=debug shows where"
+    )
 
 
 def _expected(error: Exception) -> bool:
@@ -43,7 +56,7 @@ def _expected(error: Exception) -> bool:
 def _parser() -> argparse.ArgumentParser:
     from server.configuration import add_flags
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="open-speech",
         description="Speech to text on your own machine: a server, and the same engine on the command line.",
     )
@@ -87,10 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         "--hotwords", default="", help="words to listen for, separated by commas"
     )
     transcribe.add_argument(
-        "--max-line-width", type=int, default=42, metavar="N", help="of subtitles [default: 42]"
+        "--max-line-width", default="42", metavar="N", help="of subtitles [default: 42]"
     )
     transcribe.add_argument(
-        "--max-line-count", type=int, default=2, metavar="N", help="of subtitles [default: 2]"
+        "--max-line-count", default="2", metavar="N", help="of subtitles [default: 2]"
     )
     _engine_flags(transcribe)
 

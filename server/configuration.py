@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import re
 import tomllib
@@ -15,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from server import languages
+from server.arguments import nearest
 from server.settings import Settings
 
 FOREIGN = {
@@ -300,7 +300,7 @@ def _from_file(path: Path) -> dict[str, _Given]:
         if name not in _KINDS:
             table = "; settings stand at the top, without tables" if isinstance(value, dict) else ""
             raise Misconfigured(
-                f"{path}: there is no setting {name!r}{_nearest(name, list(_KINDS)) or table}"
+                f"{path}: there is no setting {name!r}{nearest(name, _KINDS) or table}"
             )
     return {name: _Given(name, f"{path}: {name}", value) for name, value in found.items()}
 
@@ -322,9 +322,7 @@ def _from_environment(environment: Mapping[str, str], said: list[str]) -> dict[s
             elif text:
                 values[own_names[name]] = _Given(own_names[name], name, text)
         elif name not in FOREIGN and not link and not SERVICE_LINK.fullmatch(name):
-            # Compared without the prefix, which makes everything look alike.
-            bare = {each.removeprefix("STT_"): each for each in own_names}
-            said.append(f"there is no setting {name}{_nearest(name.removeprefix('STT_'), bare)}")
+            said.append(f"there is no setting {name}{nearest(name, own_names, ignoring='STT_')}")
     return values
 
 
@@ -390,14 +388,6 @@ def _path(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
     raise NotImplementedError(f"{kind} cannot be a setting")
-
-
-def _nearest(name: str, known: Iterable[str] | Mapping[str, str]) -> str:
-    """A suggestion, or nothing; of a mapping, its values."""
-    close = difflib.get_close_matches(name, list(known), 1, 0.6)
-    if not close:
-        return ""
-    return f"; did you mean {known[close[0]] if isinstance(known, Mapping) else close[0]}?"
 
 
 _KINDS: dict[str, Any] = {field.name: kind for field, _, _, kind in described()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import sys
 from types import FrameType
 from typing import Any
@@ -199,7 +200,7 @@ def serve(app: Starlette, here: Context, settings: Settings) -> int:
 
 
 def _unusable(settings: Settings) -> str | None:
-    """Why the address cannot be listened on."""
+    """Why the address cannot be listened on, or the certificate not be used."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -210,4 +211,16 @@ def _unusable(settings: Settings) -> str | None:
             f"open-speech: cannot listen on {settings.host}:{settings.port}: {error.strerror};"
             " choose another --port or --host"
         )
+    if settings.tls_cert is not None:
+        try:
+            # A key behind a password would wait for somebody to type it.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                settings.tls_cert, settings.tls_key, lambda: ""
+            )
+        except (OSError, ValueError) as error:
+            return (
+                f"open-speech: cannot serve HTTPS with {settings.tls_cert} and {settings.tls_key}: "
+                f"{error.strerror if isinstance(error, OSError) else error}; give a PEM certificate and its"
+                " key without a password"
+            )
     return None

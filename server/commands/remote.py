@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import ssl
@@ -45,6 +46,12 @@ def _get(url: str | None, path: str, key: str | None) -> Any:
         port = os.environ.get("STT_PORT", "")
         scheme = "https" if os.environ.get("STT_TLS_CERT") else "http"
         url = f"{scheme}://127.0.0.1:{port if port.isdecimal() else 8100}"
+    if "://" not in url:
+        url = "http://" + url
+    if not url.startswith(("http://", "https://")):
+        raise ServerError(
+            f"{url!r} is no address of a server; give one such as http://127.0.0.1:8100"
+        )
     request = urllib.request.Request(url.rstrip("/") + path)
     key = (
         key or os.environ.get("OPEN_SPEECH_KEY") or os.environ.get("STT_API_KEYS", "").split(",")[0]
@@ -57,21 +64,30 @@ def _get(url: str | None, path: str, key: str | None) -> Any:
         context.verify_mode = ssl.CERT_NONE
     try:
         with urllib.request.urlopen(request, timeout=4, context=context) as answer:
-            return json.load(answer)
+            found = json.load(answer)
     except urllib.error.HTTPError as error:
-        try:
-            return json.load(error) if path == "/health" else _refused(error)
-        except ValueError:
-            raise ServerError(f"{url} answers {error.code}; is it an open-speech server?") from None
-    except (OSError, ValueError) as error:
+        found = _refused(error, url, path)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise ServerError(
             f"no server answers at {url} ({reason}); start one with: open-speech serve"
         ) from None
+    if not isinstance(found, dict) or not found.keys() & {"status", "loaded"}:
+        raise ServerError(
+            f"{url} answers, but not as an open-speech server does; check the address"
+        )
+    return found
 
 
-def _refused(error: urllib.error.HTTPError) -> Any:
-    message = json.load(error)["error"]["message"]
+def _refused(error: urllib.error.HTTPError, url: str, path: str) -> Any:
+    """What an error's body says: the state of a server that is not well, or a ServerError."""
+    try:
+        found = json.load(error)
+        if path == "/health" and "status" in found:
+            return found
+        message = found["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        raise ServerError(f"{url} answers {error.code}; is it an open-speech server?") from None
     raise ServerError(f"the server says: {message}")
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from server import assembly, fields, formats, transcriptions
+from server.configuration import Misconfigured, flag
 from server.settings import Settings
 from streaming.engine import Engine
-from streaming.errors import OpenSpeechError
+from streaming.errors import InputError, OpenSpeechError
 from streaming.types import RATE, Options, Progress, Recording, Segment, Summary
 
 
@@ -23,6 +24,8 @@ def run(settings: Settings, given: dict[str, Any]) -> int:
 
 
 async def _run(settings: Settings, given: dict[str, Any]) -> int:
+    options, output = _asked(settings, given)
+    targets = _targets(given)
     settings = replace(settings, allow_downloads="any")  # whoever types the name wants it
     where = assembly.device(settings)
     catalogue = assembly.make_catalogue(settings, where)
@@ -30,17 +33,9 @@ async def _run(settings: Settings, given: dict[str, Any]) -> int:
     if notice and not given["model_name"]:
         print(f"open-speech: {notice}", file=sys.stderr)
     engine = assembly.make_engine(settings, catalogue, where)
-    wanted = [
-        ("model", given["model_name"] or ""),
-        ("language", given["language"] or ""),
-        ("prompt", given["prompt"]),
-        ("hotwords", given["hotwords"]),
-        ("response_format", "text" if given["format"] == "txt" else "verbose_json"),
-    ]
-    options, _ = fields.parse(fields.Form(wanted), settings, task=given["task"])
     failed = False
     try:
-        for name in given["files"]:
+        for at, name in enumerate(given["files"]):
             try:
                 segments, summary = await _transcribe(engine, settings, Path(name), options)
             except (OpenSpeechError, OSError) as error:
@@ -48,10 +43,31 @@ async def _run(settings: Settings, given: dict[str, Any]) -> int:
                 reason = error.strerror if isinstance(error, OSError) else error
                 print(f"open-speech: {name}: {reason}", file=sys.stderr)
                 continue
-            _write(name, _shaped(segments, summary, options, given), given)
+            text = _shaped(segments, summary, options, output, given["format"])
+            if at not in targets and len(given["files"]) > 1 and given["format"] == "txt":
+                text = f"{name}: {text}"
+            _write(text, targets.get(at))
     finally:
         await engine.aclose()
     return int(failed)
+
+
+def _asked(settings: Settings, given: dict[str, Any]) -> tuple[Options, fields.Output]:
+    """The flags as a request. Raises Misconfigured."""
+    wanted = [
+        ("model", given["model_name"] or ""),
+        ("language", given["language"] or ""),
+        ("prompt", given["prompt"]),
+        ("hotwords", given["hotwords"]),
+        ("response_format", "text" if given["format"] == "txt" else "verbose_json"),
+        ("max_line_width", given["max_line_width"]),
+        ("max_line_count", given["max_line_count"]),
+    ]
+    try:
+        return fields.parse(fields.Form(wanted), settings, task=given["task"])
+    except InputError as error:
+        name = error.param or ""
+        raise Misconfigured(str(error).replace(name, flag(name), 1)) from None
 
 
 async def _transcribe(
@@ -86,37 +102,46 @@ async def _transcribe(
 
 
 def _shaped(
-    segments: list[Segment], summary: Summary, options: Options, given: dict[str, Any]
+    segments: list[Segment], summary: Summary, options: Options, output: fields.Output, form: str
 ) -> str:
-    width, lines = given["max_line_width"], given["max_line_count"]
-    match given["format"]:
+    match form:
         case "srt":
-            return formats.srt(formats.cues(segments, width=width, lines=lines))
+            return formats.srt(formats.cues(segments, width=output.width, lines=output.lines))
         case "vtt":
-            return formats.vtt(formats.cues(segments, width=width, lines=lines))
+            return formats.vtt(formats.cues(segments, width=output.width, lines=output.lines))
         case "tsv":
             return formats.tsv(segments)
         case "json":
-            output = fields.Output("verbose_json", words=True)
-            return (
-                json.dumps(
-                    transcriptions.verbose(segments, summary, options, output), ensure_ascii=False
-                )
-                + "\n"
-            )
+            output = replace(output, words=True)
+            found = transcriptions.verbose(segments, summary, options, output)
+            return json.dumps(found, ensure_ascii=False) + "\n"
         case _:
             return formats.text(segments) + "\n"
 
 
-def _write(name: str, text: str, given: dict[str, Any]) -> None:
-    if given["output"] is None or given["output"] == "-":
-        if len(given["files"]) > 1 and given["format"] == "txt":
-            text = f"{name}: {text}"
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        return
+def _targets(given: dict[str, Any]) -> dict[int, Path]:
+    """The file for each recording, by its number; none for stdout. Of one name, the second is `name-2`."""
+    if given["output"] in (None, "-"):
+        return {}
     folder = Path(given["output"])
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{Path(name).stem}.{given['format']}"
-    target.write_text(text, "utf-8")
-    print(target, file=sys.stderr)
+    taken = {str(Path(name).resolve()).casefold() for name in given["files"]}
+    targets = {}
+    for at, name in enumerate(given["files"]):
+        stem, number = Path(name).stem, 1
+        target = folder / f"{stem}.{given['format']}"
+        while str(target.resolve()).casefold() in taken:
+            number += 1
+            target = folder / f"{stem}-{number}.{given['format']}"
+        taken.add(str(target.resolve()).casefold())
+        targets[at] = target
+    return targets
+
+
+def _write(text: str, target: Path | None) -> None:
+    if target is not None:
+        target.write_text(text, "utf-8")
+        print(target, file=sys.stderr)
+        return
+    sys.stdout.write(text)
+    sys.stdout.flush()

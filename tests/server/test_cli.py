@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from server import cli
 from tests import toy
 from tests.fakes import lines, tone, wav
 from tests.serving import Talker, running, speech_file, with_engine
@@ -52,16 +53,106 @@ def test_every_flag_of_serve_names_its_variable() -> None:
     assert "--no-offline" in done.stdout
 
 
-def test_wrong_usage_is_2_and_one_line() -> None:
-    for arguments in (
-        ("serve", "--port", "many"),
-        ("serve", "--device", "tpu"),
-        ("serve", "--model", "x"),
-    ):
-        done = command(*arguments)
-        assert done.returncode == 2, done.stderr
-        assert "Traceback" not in done.stderr
-    assert command("dance").returncode == 2
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("serve --port many", "--port is 'many'; it must be a whole number from 0 to 65535"),
+        ("serve --device tpu", "--device is 'tpu'; it must be auto, cuda or cpu"),
+        ("serve --model x", "model is 'x'; it must be name=value"),
+        ("serve --default-backend x", "it must be one of faster_whisper"),
+        ("serve --prot 1", "there is no flag --prot; did you mean --port?"),
+        ("serve --config /nowhere", "the file /nowhere cannot be read"),
+        ("serv", "there is no command 'serv'; did you mean serve?"),
+        ("dance", "choose serve, transcribe"),
+        ("models lst", "there is no action 'lst'; did you mean list?"),
+        ("models", "choose list, pull or rm"),
+        ("transcribe", "required: FILE"),
+        ("transcribe -f mp3 x", "--format is 'mp3'; it must be one of txt, srt"),
+        ("transcribe -l klingon x", "--language 'klingon' is no language known here"),
+        ("transcribe --max-line-width 2 x", "--max-line-width is '2'"),
+        ("health a b", "'b' is one argument too many"),
+    ],
+)
+def test_wrong_usage_is_2_and_one_line(
+    arguments: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STT_OFFLINE", "true")
+    monkeypatch.setenv("STT_DEVICE", "cpu")
+    try:
+        status = cli.main(arguments.split())
+    except SystemExit as error:
+        status = int(str(error.code))
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    assert told in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_what_nobody_foresaw_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(given: object) -> int:
+        raise ZeroDivisionError("a\nb")
+
+    monkeypatch.setattr(cli, "_ps", broken)
+    assert cli.main(["ps"]) == 1
+    assert (
+        capsys.readouterr().err
+        == "open-speech: this should not happen: ZeroDivisionError: a b; STT_LOG_LEVEL=debug shows where\n"
+    )
+
+
+def test_recordings_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    recordings = [tmp_path / "a" / "talk.wav", tmp_path / "b" / "talk.wav", tmp_path / "Talk.txt"]
+    for recording, name in zip(recordings, ("000-en", "001-en", "002-en"), strict=True):
+        recording.write_bytes(speech_file(name + ".flac").read_bytes())
+    done = command(
+        *("transcribe", "--model", f"toy={toy.build()}", "-m", "toy", "-o", str(tmp_path)),
+        *map(str, recordings),
+    )
+    assert done.returncode == 0, done.stderr
+    # The third recording has the name that the first text would have had, where case does not matter.
+    for name, line in (("talk-2", 0), ("talk-3", 1), ("Talk-4", 2)):
+        assert (tmp_path / f"{name}.txt").read_text() == lines()[line].text + "\n"
+    assert recordings[2].read_bytes().startswith(b"fLaC")
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = command("transcribe", "-o", str(tmp_path / "file" / "out"), "x.wav")
+    assert done.returncode == 1
+    assert done.stderr == f"open-speech: {tmp_path}/file/out: Not a directory\n"
+
+
+def test_ctrl_c_is_130_without_a_word() -> None:
+    model = f"toy={toy.build()}"
+    recordings = [str(speech_file("000-en.flac")), *([str(speech_file("long-0.flac"))] * 50)]
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "server.cli",
+            "transcribe",
+            "--model",
+            model,
+            "-m",
+            "toy",
+            *recordings,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "STT_OFFLINE": "true", "STT_DEVICE": "cpu"},
+    ) as process:
+        assert process.stdout is not None
+        assert "soldier" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told == ""
 
 
 def test_files_are_transcribed_in_every_format(tmp_path: Path) -> None:
@@ -150,9 +241,21 @@ def test_health_and_ps_ask_a_running_server() -> None:
         done = command("health", url)
         assert (done.returncode, done.stdout) == (0, "ok: toy (faster_whisper)\n")
         assert command("ps", url).returncode == 0
-    done = command("health", "http://127.0.0.1:9")
+    for address in ("http://127.0.0.1:9", "127.0.0.1:9", "http://127.0.0.1:x"):
+        done = command("health", address)
+        assert done.returncode == 1
+        assert "open-speech serve" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert "is no address" in command("ps", "ftp://here").stderr
+
+
+def test_a_certificate_that_is_none_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.pem").write_text("no certificate")
+    both = ("--tls-cert", str(tmp_path / "a.pem"), "--tls-key", str(tmp_path / "a.pem"))
+    done = command("serve", "--port", "0", *both)
     assert done.returncode == 1
-    assert "open-speech serve" in done.stderr
+    assert "cannot serve HTTPS" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_serve_answers_until_it_is_told_to_stop() -> None:
