@@ -32,6 +32,7 @@ from server import (
     pages,
     realtime,
     sockets,
+    transcription_socket,
     transcriptions,
 )
 from server.context import Context, context
@@ -93,7 +94,13 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
             ),
         )
     app = Starlette(
-        routes=[*routes, *sockets.ROUTES, *realtime.ROUTES, *pages.static()],
+        routes=[
+            *routes,
+            *sockets.ROUTES,
+            *realtime.ROUTES,
+            *transcription_socket.ROUTES,
+            *pages.static(),
+        ],
         middleware=middleware,
         exception_handlers={
             OpenSpeechError: errors.on_fault,

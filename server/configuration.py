@@ -37,6 +37,9 @@ FOREIGN = {
     "UVICORN_PORT": "port",
     "LOG_LEVEL": "log_level",
     "MODEL_ALIAS_PATH": "alias_file",
+    "MAX_NO_DATA_SECONDS": "max_no_data_seconds",
+    "MAX_INACTIVITY_SECONDS": "max_inactivity_seconds",
+    "INACTIVITY_WINDOW_SECONDS": "inactivity_window_seconds",
     # whisper-asr-webservice
     "ASR_MODEL": "default_model",
     "ASR_DEVICE": "device",

@@ -108,6 +108,15 @@ class Settings:
     stream_idle_seconds: Annotated[
         float, "limits", "seconds a live stream may send nothing; closed with 1008 beyond"
     ] = 60.0
+    max_no_data_seconds: Annotated[
+        float, "limits", "faster-whisper-server's socket: seconds without a message that end it"
+    ] = 1.0
+    max_inactivity_seconds: Annotated[
+        float, "limits", "faster-whisper-server's socket: seconds without speech that end it"
+    ] = 2.5
+    inactivity_window_seconds: Annotated[
+        float, "limits", "faster-whisper-server's socket: seconds of audio before that may happen"
+    ] = 5.0
     body_timeout: Annotated[
         float, "limits", "seconds to wait for the next piece of a request body; 408 beyond"
     ] = 30.0

@@ -200,8 +200,9 @@ class Realtime:
                 ),
                 _event_id(body),
             )
-        kind = body["type"].removeprefix("session.input_audio_buffer.")
-        if kind not in ("append", "input_audio_buffer.append"):
+        # Translation sessions call it by the longer name.
+        kind = body["type"].removeprefix("session.")
+        if kind != "input_audio_buffer.append":
             return _Event(body["type"], body)
         try:
             return _Audio(self._decode(body.get("audio")))
@@ -254,7 +255,7 @@ class Realtime:
                     body.get("session"), flat=True, kind="transcription_session.updated"
                 )
             case "input_audio_buffer.commit":
-                return self._commit()
+                return self._commit(_event_id(body))
             case "input_audio_buffer.clear":
                 return self._clear()
             case "conversation.item.retrieve":
@@ -312,7 +313,7 @@ class Realtime:
         self._heard += len(samples)
         return [*self._opening(), Hear(samples)]
 
-    def _commit(self) -> list[Command]:
+    def _commit(self, event_id: str | None = None) -> list[Command]:
         commands = self._flush()
         size = self._heard - self._claimed
         if size < SHORTEST:
@@ -321,7 +322,7 @@ class Realtime:
                 f" but buffer only has {size * 1000 / RATE:.2f}ms of audio.",
                 code="input_audio_buffer_commit_empty",
             )
-            return [*commands, self._error(fault)]
+            return [*commands, self._error(fault, event_id)]
         turn = self._open_turn() or self._begin_turn(self._claimed)
         turn.until = turn.end = self._claimed = self._heard
         return [*commands, *self._opening(), *self._committed(turn), Commit(turn.item)]
@@ -562,7 +563,7 @@ class Realtime:
                 "seconds": round(max(0, turn.end - turn.start) / RATE, 3),
             },
         }
-        if turn.language is not None:
+        if turn.language is not None and self._options().language is None:
             fields["languages"] = [{"code": turn.language}]
         if turn.tokens and self._configuration.logprobs:
             fields["logprobs"] = turn.tokens
