@@ -57,10 +57,10 @@ FILES = ("/docs/", "/client/", "/assets/")
 PACE = 1024
 """Bytes a second that a body has to come at on average, beside the patience for a pause: 408 below."""
 _POLICY = (
-    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; media-src 'self' blob:;"
-    " connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; object-src 'none'"
+    "default-src 'self'; connect-src 'self'; img-src 'self' data:; media-src 'self' blob:; form-action 'none';"
+    " frame-ancestors 'none'; base-uri 'none'; object-src 'none'"
 )
-# Swagger UI sets style attributes; scripts are never inline.
+"""Nothing inline, nothing from elsewhere; recordings are played from the browser's own memory."""
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -198,8 +198,8 @@ class _Surroundings:
                 headers["openai-processing-ms"] = str(round((time.monotonic() - started) * 1000))
                 headers["x-content-type-options"] = "nosniff"
                 headers["referrer-policy"] = "no-referrer"
-                headers["content-security-policy"] = _POLICY
-                headers["permissions-policy"] = "microphone=(self)"
+                headers.setdefault("content-security-policy", _POLICY)
+                headers["permissions-policy"] = "microphone=(self), display-capture=(self)"
             await send(message)
 
         body = _Body(scope, receive, self._limit, self._patience)

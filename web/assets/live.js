@@ -1,0 +1,205 @@
+// From the microphone to captions: what start and stop do, and what is told while it runs.
+
+import { Stream, openMicrophone, openTab } from "../client/open-speech.js";
+import { askKey, base, key } from "./server.js";
+import { explain, hide, show } from "./problems.js";
+import { short } from "./transcript.js";
+
+/** Words whose delay the figure is the median of. */
+const RECENT = 15;
+
+export class Live {
+  /** `onState(state, text)` with `idle`, `busy` or `listening`; `settings()` gives the form's values. */
+  constructor({ captions, meter, figures, settings, onState, onChange, channel }) {
+    this._captions = captions;
+    this._meter = meter;
+    this._figures = figures;
+    this._settings = settings;
+    this._onState = onState;
+    this._onChange = onChange;
+    this._channel = channel;
+    this._stream = null;
+    this._capture = null;
+    this._state = "idle";
+    this._before = 0; // seconds of the recordings before this one: times go on
+    this._tick = null;
+    this._wake = null;
+    /** The model that listened last. */
+    this.model = null;
+  }
+
+  get idle() {
+    return this._state === "idle";
+  }
+
+  toggle() {
+    if (this._state === "idle") this.start();
+    else if (this._state === "listening") this.stop();
+  }
+
+  async start() {
+    hide();
+    this._set("busy", "Waiting for the microphone: answer the browser’s question");
+    const { source, deviceId, echoCancellation, noiseSuppression, autoGainControl, ...options } = this._settings();
+    try {
+      this._capture =
+        source === "tab" ? await openTab() : await openMicrophone({ deviceId, echoCancellation, noiseSuppression, autoGainControl });
+    } catch (error) {
+      this._fail(error);
+      return;
+    }
+    this._capture.addEventListener("level", ({ detail }) => this._meter.add(detail.level));
+    this._capture.addEventListener("ended", () => {
+      show(explain({ code: "device_gone" }));
+      this.stop();
+    });
+    this._set("busy", "Connecting …");
+    if (!(await this._connect(options))) return;
+    this._set("listening", "Listening");
+    this._tick = setInterval(() => this._tell(), 250);
+    this._wake = await navigator.wakeLock?.request("screen").catch(() => null);
+  }
+
+  /** No more audio; the last words come, then it rests. */
+  async stop() {
+    if (this._state !== "listening") return;
+    const stream = this._stream;
+    this._set("busy", "Finishing …");
+    this._release();
+    try {
+      await stream.end();
+    } catch (error) {
+      show(explain(error));
+    }
+    this._rest();
+  }
+
+  clear() {
+    this._captions.clear();
+    if (this.idle) this._before = 0;
+    this._say({ type: "clear" });
+    this._onChange();
+  }
+
+  async _connect(options) {
+    for (;;) {
+      const stream = new Stream(base, {
+        ...options,
+        words: true,
+        encoding: "pcm_s16le",
+        sample_rate: this._capture.sampleRate,
+        offset: this._before,
+        key: key(),
+      });
+      this._stream = stream;
+      this._delays = [];
+      this._latest = 0;
+      this._follow(stream);
+      // What is said while a model loads is heard too: the client keeps it.
+      this._capture.start((frame) => stream.state !== "closed" && stream.send(frame));
+      try {
+        await stream.open();
+        this.model = stream.model;
+        return true;
+      } catch (error) {
+        if (error.code === "invalid_api_key" && (await askKey())) continue;
+        this._fail(error);
+        return false;
+      }
+    }
+  }
+
+  _follow(stream) {
+    const on = (type, deed) =>
+      stream.addEventListener(type, ({ detail }) => {
+        deed(detail);
+        this._say(detail);
+      });
+    on("speech_started", ({ at }) => this._captions.started(at));
+    on("partial", (partial) => {
+      this._captions.partial(partial);
+      this._time(partial.words);
+    });
+    on("final", (final) => {
+      const { text, start, end, language, words } = final;
+      this._captions.final({ text, start, end, language, words });
+      this._onChange();
+    });
+    stream.addEventListener("connection", ({ detail }) => {
+      if (detail.state === "opening") this._set("busy", "Preparing the model …");
+      if (detail.state === "reconnecting") {
+        const seconds = Math.max(1, Math.round(detail.delay));
+        this._onState(this._state, `Connection lost; trying again in ${seconds} s. What you say is kept.`);
+      }
+      if (detail.state === "open" && this._state === "listening") this._onState("listening", "Listening");
+    });
+    stream.addEventListener("error", ({ detail }) => {
+      if (detail.utterance !== undefined) show({ ...explain(new Error(detail.message)), title: "A sentence was not recognised" });
+    });
+    stream.addEventListener("gap", ({ detail }) => {
+      show({
+        title: "Some words were lost",
+        text: `The connection was away for too long: ${Math.ceil(detail.seconds)} s of sound could not be kept.`,
+        remedy: "",
+      });
+    });
+    stream.addEventListener("failed", ({ detail }) => {
+      if (stream === this._stream) this._fail(detail.error);
+    });
+  }
+
+  /** How long words took from their end, as captured, to the screen. */
+  _time(words) {
+    for (const word of words ?? []) {
+      if (word.end <= this._latest + 0.02) continue;
+      this._latest = word.end;
+      this._delays.push(Math.max(0, this._stream.seconds - word.end));
+      if (this._delays.length > RECENT) this._delays.shift();
+    }
+  }
+
+  _tell() {
+    const stream = this._stream;
+    if (!stream) return;
+    const { elapsed, latency, lag } = this._figures;
+    elapsed.textContent = short(stream.seconds);
+    const sorted = [...this._delays].sort((a, b) => a - b);
+    latency.textContent = sorted.length ? `${sorted[Math.floor(sorted.length / 2)].toFixed(2)} s` : "–";
+    // While there is no connection, what waits here is what the server has not seen.
+    lag.textContent = `${(stream.state === "open" ? stream.lag + stream.buffered : stream.unconfirmed).toFixed(1)} s`;
+    if (stream.state === "open" && stream.buffered > 1) {
+      this._onState("listening", `The network is slow: ${stream.buffered.toFixed(0)} s of sound wait to be sent`);
+    }
+  }
+
+  _fail(error) {
+    this._release();
+    this._captions.abandon();
+    this._rest();
+    show(explain(error));
+  }
+
+  _rest() {
+    clearInterval(this._tick);
+    this._before = Math.max(this._before, this._stream?.seconds ?? 0);
+    this._stream = null;
+    this._meter.rest();
+    this._set("idle", "Ready");
+  }
+
+  _release() {
+    this._capture?.stop();
+    this._capture = null;
+    this._wake?.release().catch(() => {});
+    this._wake = null;
+  }
+
+  _set(state, text) {
+    this._state = state;
+    this._onState(state, text);
+  }
+
+  _say(event) {
+    this._channel?.postMessage(event);
+  }
+}

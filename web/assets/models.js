@@ -1,0 +1,173 @@
+// Models: what is in memory, what is on disk, what could be had.
+
+import { json, lines, request } from "./server.js";
+import { explain } from "./problems.js";
+
+/** Milliseconds between looks while the panel is open. */
+const EVERY = 4000;
+
+export class Models {
+  /** `onRows(rows)` gets the server's list whenever it was read. */
+  constructor(root, onRows) {
+    this._root = root;
+    this._onRows = onRows;
+    this._rows = new Map(); // by id: {element, shown}
+    this._work = new Map(); // by id: what is being done, {text, fraction} or {error}
+    this._timer = null;
+  }
+
+  watch(on) {
+    clearInterval(this._timer);
+    this._timer = null;
+    if (!on) return;
+    this._timer = setInterval(() => document.hidden || this.refresh().catch(() => {}), EVERY);
+    this.refresh().catch((error) => this._broken(error));
+  }
+
+  async refresh() {
+    const [{ data }, { loaded }] = await Promise.all([json("v1/models?all=true"), json("api/ps").catch(() => ({ loaded: [] }))]);
+    const memory = new Map(loaded.map((each) => [each.id, each]));
+    const rows = data.filter((row) => !row.alias_of);
+    rows.sort((a, b) => rank(b) - rank(a) || a.id.localeCompare(b.id));
+    this._root.removeAttribute("aria-busy");
+    if (!this._list) {
+      this._list = document.createElement("ul");
+      this._root.replaceChildren(this._list);
+    }
+    const seen = new Set(rows.map(({ id }) => id));
+    for (const [id, { element }] of this._rows) {
+      if (!seen.has(id)) {
+        element.remove();
+        this._rows.delete(id);
+      }
+    }
+    let before = null;
+    for (const row of rows) {
+      const entry = this._rows.get(row.id) ?? { element: document.createElement("li"), shown: "" };
+      this._rows.set(row.id, entry);
+      entry.row = row;
+      entry.memory = memory.get(row.id);
+      this._draw(entry);
+      const place = before ? before.nextSibling : this._list.firstChild;
+      if (place !== entry.element) this._list.insertBefore(entry.element, place);
+      before = entry.element;
+    }
+    this._onRows(rows);
+  }
+
+  _draw(entry) {
+    const { row, memory, element } = entry;
+    const work = this._work.get(row.id);
+    const shown = JSON.stringify([row, { ...memory, idle_seconds: 0, expires_in: Math.ceil((memory?.expires_in ?? 0) / 30) }, work]);
+    if (shown === entry.shown) return;
+    entry.shown = shown;
+    const focused = element.contains(document.activeElement) ? document.activeElement.dataset.deed : null;
+    const name = document.createElement("h2");
+    name.textContent = row.id;
+    const facts = document.createElement("p");
+    facts.className = "facts";
+    const told = [
+      row.backend.replace("_", "-"),
+      row.languages?.length === 1 ? "1 language" : row.languages?.length ? `${row.languages.length} languages` : null,
+      row.tasks?.includes("translate") ? "translates" : null,
+      row.size ? `${bytes(row.size)}${row.downloaded ? "" : " to download"}` : null,
+      row.licence,
+    ];
+    if (memory) {
+      told.push(`${memory.device}, ${memory.compute_type}`);
+      if (memory.memory) told.push(`${bytes(memory.memory)} of memory`);
+      told.push(memory.in_use ? `in use ${memory.in_use}×` : memory.expires_in ? `unloads in ${Math.ceil(memory.expires_in / 60)} min` : null);
+    }
+    facts.textContent = told.filter(Boolean).join(" · ");
+    const state = document.createElement("span");
+    state.className = memory ? "badge on" : "badge";
+    state.textContent = memory ? "in memory" : row.downloaded ? "on disk" : "not here";
+    const deeds = document.createElement("div");
+    deeds.className = "tools";
+    const button = (deed, text, run) => {
+      const made = document.createElement("button");
+      made.type = "button";
+      made.textContent = text;
+      made.dataset.deed = deed;
+      made.setAttribute("aria-label", `${text} ${row.id}`);
+      made.addEventListener("click", () => run());
+      deeds.append(made);
+    };
+    const path = row.id.split("/").map(encodeURIComponent).join("/");
+    if (work && !work.error) {
+      const bar = document.createElement("progress");
+      bar.setAttribute("aria-label", `${work.text} ${row.id}`);
+      if (work.fraction !== null) bar.value = work.fraction;
+      const text = document.createElement("span");
+      text.setAttribute("role", "status");
+      text.textContent = work.text;
+      deeds.append(bar, text);
+    } else if (memory) {
+      button("unload", "Unload", () => this._do(row.id, "Unloading", () => request(`api/ps/${path}`, { method: "DELETE" })));
+    } else if (row.downloaded) {
+      button("load", "Load", () => this._do(row.id, "Loading", () => request(`api/ps/${path}`, { method: "POST" })));
+    } else {
+      button("pull", "Download", () => this._do(row.id, "Downloading", () => this._pull(row.id, path)));
+    }
+    const parts = [state, name, facts, deeds];
+    if (work?.error) {
+      const error = document.createElement("p");
+      error.className = "error";
+      error.setAttribute("role", "alert");
+      error.textContent = work.error;
+      parts.push(error);
+    }
+    element.replaceChildren(...parts);
+    if (focused) (element.querySelector(`[data-deed="${focused}"]`) ?? element.querySelector("button"))?.focus();
+  }
+
+  async _do(id, text, deed) {
+    this._set(id, { text: `${text} …`, fraction: null });
+    try {
+      await deed();
+      this._set(id, null);
+    } catch (error) {
+      const { title, text: told } = explain(error);
+      this._set(id, { error: title === "That did not work" ? told : `${title}. ${told}` });
+    }
+    await this.refresh().catch(() => {});
+  }
+
+  async _pull(id, path) {
+    const response = await request(`api/pull/${path}`, { method: "POST" });
+    if (response.status === 200) return;
+    for await (const line of lines(response)) {
+      if (line.status === "error") throw new Error(line.error.message);
+      if (line.total) this._set(id, { text: `${bytes(line.completed)} of ${bytes(line.total)}`, fraction: line.completed / line.total });
+    }
+  }
+
+  _set(id, work) {
+    if (work) this._work.set(id, work);
+    else this._work.delete(id);
+    const entry = this._rows.get(id);
+    if (entry) this._draw(entry);
+  }
+
+  _broken(error) {
+    const { title, text } = explain(error);
+    const told = document.createElement("p");
+    told.className = "error";
+    told.setAttribute("role", "alert");
+    told.textContent = title === "That did not work" ? text : `${title}. ${text}`;
+    this._list = null;
+    this._rows.clear();
+    this._root.removeAttribute("aria-busy");
+    this._root.replaceChildren(told);
+  }
+}
+
+/** In memory first, then on disk, then the rest. */
+function rank(row) {
+  return (row.loaded ? 2 : 0) + (row.downloaded ? 1 : 0);
+}
+
+function bytes(count) {
+  if (count < 1e6) return `${Math.ceil(count / 1e3)} kB`;
+  return count < 1e9 ? `${Math.round(count / 1e6)} MB` : `${(count / 1e9).toFixed(1)} GB`;
+}
