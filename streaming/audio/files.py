@@ -1,7 +1,8 @@
 """Samples from any container, by content, through PyAV. What a file claims about itself is never believed.
 
 Demuxers that open other files or sockets (playlists, concat scripts, SDP) are not on the list; FFmpeg sees an object
-without a name and no protocol; video is never decoded; lengths are counted, not read.
+without a name and no protocol; decoders of video and pictures are not on the list either, so that not even a cover is
+decoded; lengths are counted, not read.
 """
 
 from __future__ import annotations
@@ -24,6 +25,21 @@ DEMUXERS = (
     "avi,flv,mpegts,mpeg,adts,loas,ape,dsf,oga,opus"
 )
 """Those that read one file and nothing else."""
+CODECS = (
+    "aac,aac_fixed,aac_latm,ac3,ac3_fixed,adpcm_g722,adpcm_g726,adpcm_g726le,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,"
+    "adpcm_swf,adpcm_yamaha,alac,amrnb,amrwb,ape,atrac3,atrac3al,atrac3p,atrac3pal,atrac3plus,atrac3plusal,cook,dca,"
+    "dsd_lsbf,dsd_lsbf_planar,dsd_msbf,dsd_msbf_planar,eac3,flac,g722,g723_1,g726,g726le,g729,gsm,gsm_ms,ilbc,"
+    "libopencore_amrnb,libopencore_amrwb,libopus,libspeex,libvorbis,mlp,mp1,mp1float,mp2,mp2float,mp3,mp3adu,"
+    "mp3adufloat,mp3float,mpc7,mpc8,nellymoser,opus,pcm_alaw,pcm_bluray,pcm_dvd,pcm_f16le,pcm_f24le,pcm_f32be,"
+    "pcm_f32le,pcm_f64be,pcm_f64le,pcm_mulaw,pcm_s16be,pcm_s16be_planar,pcm_s16le,pcm_s16le_planar,pcm_s24be,"
+    "pcm_s24le,pcm_s24le_planar,pcm_s32be,pcm_s32le,pcm_s32le_planar,pcm_s64be,pcm_s64le,pcm_s8,pcm_s8_planar,"
+    "pcm_u16be,pcm_u16le,pcm_u24be,pcm_u24le,pcm_u32be,pcm_u32le,pcm_u8,qdm2,s302m,shorten,speex,tak,truehd,tta,"
+    "vorbis,wavpack,wmalossless,wmapro,wmav1,wmav2,wmavoice"
+)
+"""Decoders that may be opened: those of recordings that people have."""
+_CODECS = frozenset(CODECS.split(","))
+STRAY = 0.01
+"""Share of a frame's samples that may be no numbers and become silence; beyond it the file is damaged."""
 KNOWN = "flac, m4a, mp3, mp4, mpeg, mpga, oga, ogg, wav and webm"
 """What the error messages promise; more works."""
 CHUNK = RATE
@@ -64,7 +80,8 @@ def probe(path: Path) -> Probe:
             duration = container.duration * RATE // 1_000_000
         if duration is not None and not 0 < duration < 10**12:
             duration = None
-        return Probe(duration, stream.codec_context.name, stream.rate, stream.channels)
+        codec = stream.codec_context
+        return Probe(duration, codec.name, codec.sample_rate or 0, codec.channels or 0)
 
 
 def decode(path: Path, *, limit: float = 4 * 3600.0) -> Iterator[Samples]:
@@ -81,11 +98,12 @@ def decode(path: Path, *, limit: float = 4 * 3600.0) -> Iterator[Samples]:
         resampler: Any = None
         shape: tuple[int, int] | None = None  # rate and channels of the frames so far
         held: list[Samples] = []
-        have = total = bad = 0
+        have = total = bad = packed = 0
         packets = container.demux(stream)
         while True:
             try:
                 packet = next(packets, None)
+                packed += 0 if packet is None else packet.size
                 frames = [] if packet is None else packet.decode()
             except (av.FFmpegError, ValueError, OSError) as error:
                 bad += 1
@@ -122,6 +140,8 @@ def decode(path: Path, *, limit: float = 4 * 3600.0) -> Iterator[Samples]:
             held.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
         rest = np.concatenate(held) if held else np.zeros(0, np.float32)
         if total + len(rest) == 0 and have == 0:
+            if not bad and not packed:
+                raise NoAudio("the file holds no samples; send a recording that is not empty")
             raise AudioError(
                 f"the audio could not be decoded: the file is damaged; send one of {KNOWN}"
             )
@@ -144,7 +164,11 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
                 mode="r",
                 metadata_errors="ignore",
                 timeout=5,
-                options={"protocol_whitelist": "none", "format_whitelist": DEMUXERS},
+                options={
+                    "protocol_whitelist": "none",
+                    "format_whitelist": DEMUXERS,
+                    "codec_whitelist": CODECS,
+                },
             )
         except (av.FFmpegError, ValueError, OSError, UnicodeError):
             raise AudioError(
@@ -153,11 +177,17 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
         with container:
             if not container.streams.audio:
                 raise NoAudio("the file has no audio stream; send a recording with sound")
-            stream = container.streams.audio[0]
-            try:
-                rate, channels = stream.rate or 0, stream.channels
-            except (av.FFmpegError, AttributeError):
-                rate, channels = 0, 0
+            # A film may have several; the first that can be decoded is taken.
+            codecs = [(each, each.codec_context) for each in container.streams.audio]
+            stream, codec = next(
+                (pair for pair in codecs if pair[1] is not None and pair[1].name in _CODECS),
+                codecs[0],
+            )
+            if codec is None or codec.name not in _CODECS:
+                raise AudioError(
+                    f"the file's audio is in a format that cannot be decoded here; send one of {KNOWN}"
+                )
+            rate, channels = codec.sample_rate or 0, codec.channels or 0
             if rate or channels:
                 _check(rate, channels)
             yield container, stream
@@ -184,10 +214,15 @@ def _mono(frame: Any) -> Samples:
     elif np.issubdtype(data.dtype, np.signedinteger):
         samples = data.astype(np.float32) / float(-int(np.iinfo(data.dtype).min))
     else:
-        samples = data.astype(np.float32, copy=False)
-        if not np.isfinite(samples).all():
-            raise AudioError(
-                "the recording holds samples that are not numbers (NaN or infinite); write the file again"
-            )
+        with np.errstate(over="ignore"):  # a double too large for a float is infinite, and clipped
+            samples = data.astype(np.float32)
+        strange = np.isnan(samples)
+        if strange.any():
+            if strange.mean() > STRAY:
+                raise AudioError(
+                    "the recording's samples are not numbers (NaN); write the file again"
+                )
+            samples[strange] = 0
+        np.clip(samples, -1, 1, out=samples)
     mixed: Samples = samples[0] if channels == 1 else samples.mean(axis=0, dtype=np.float32)
     return mixed

@@ -2,8 +2,6 @@
 
 import io
 import struct
-import subprocess
-import sys
 import threading
 import time
 import wave
@@ -30,67 +28,9 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def encode(
-    path: Path,
-    codec: str,
-    samples: np.ndarray,
-    rate: int,
-    *,
-    form: str | None = None,
-) -> Path:
-    """A file made by FFmpeg's own encoders."""
-    layout = "mono"
-    with av.open(str(path), "w", format=form) as out:
-        stream = out.add_stream(codec, rate=rate, layout=layout)
-        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout=layout)
-        frame.sample_rate = rate
-        resampler = av.AudioResampler(
-            format=stream.codec_context.format,
-            layout=layout,
-            rate=rate,
-            frame_size=stream.codec_context.frame_size or 1024,
-        )
-        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
-            out.mux(stream.encode(piece))
-        out.mux(stream.encode(None))
-    return path
-
-
 def frequency(samples: np.ndarray) -> float:
     spectrum = np.abs(np.fft.rfft(samples[2000:-2000] * np.hanning(len(samples) - 4000)))
     return float(np.argmax(spectrum) * RATE / (len(samples) - 4000))
-
-
-@pytest.mark.parametrize(
-    ("suffix", "codec", "form", "rate"),
-    [
-        ("wav", "pcm_s16le", "wav", 44100),
-        ("wav", "pcm_s24le", "wav", 48000),
-        ("wav", "pcm_f32le", "wav", 16000),
-        ("wav", "pcm_f64le", "wav", 22050),
-        ("wav", "pcm_u8", "wav", 8000),
-        ("wav", "pcm_mulaw", "wav", 8000),
-        ("wav", "pcm_alaw", "wav", 8000),
-        ("wav", "pcm_s16le", "wav", 192000),
-        ("flac", "flac", "flac", 44100),
-        ("mp3", "libmp3lame", "mp3", 44100),
-        ("m4a", "aac", "ipod", 44100),
-        ("mp4", "aac", "mp4", 48000),
-        ("oga", "libopus", "ogg", 48000),
-        ("webm", "libopus", "webm", 48000),
-        ("aiff", "pcm_s16be", "aiff", 16000),
-    ],
-)
-def test_every_container_and_rate_gives_the_same_tone(
-    tmp_path: Path, suffix: str, codec: str, form: str, rate: int
-) -> None:
-    path = encode(tmp_path / f"tone.{suffix}", codec, tone(2.0, 440, 0.3, rate), rate, form=form)
-    nameless = write(tmp_path / "upload", path.read_bytes())
-    samples = decode(nameless)
-    assert samples.dtype == np.float32
-    assert abs(len(samples) / RATE - 2.0) < 0.12
-    assert abs(frequency(samples) - 440) < 2
-    assert 0.2 < np.sqrt(np.mean(samples[4000:-4000] ** 2)) * np.sqrt(2) < 0.4
 
 
 def test_eight_channels_are_mixed_down(tmp_path: Path) -> None:
@@ -243,56 +183,10 @@ def test_a_truncated_recording_gives_what_is_there(tmp_path: Path) -> None:
     assert 0.3 < len(part) / len(speech("000-en.flac")) < 0.7
 
 
-def test_samples_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
-    bad = tone(1.0).copy()
-    bad[500] = np.nan
-    head = (
-        b"RIFF"
-        + struct.pack("<I", 36 + bad.nbytes)
-        + b"WAVEfmt "
-        + struct.pack("<IHHIIHH", 16, 3, 1, RATE, RATE * 4, 4, 32)
-    )
-    path = write(
-        tmp_path / "a", head + b"data" + struct.pack("<I", bad.nbytes) + bad.astype("<f4").tobytes()
-    )
-    with pytest.raises(AudioError, match="not numbers"):
-        decode(path)
-
-
 def test_more_audio_than_allowed_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a", wav(silence(5)))
     with pytest.raises(TooLong, match="longer than 2 seconds"):
         decode(path, limit=2)
-
-
-def test_hours_of_silence_in_kilobytes_take_little_memory(tmp_path: Path) -> None:
-    path = tmp_path / "bomb.flac"
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("flac", rate=RATE, layout="mono")
-        frame = av.AudioFrame.from_ndarray(
-            np.zeros((1, 4608), np.int16), format="s16", layout="mono"
-        )
-        frame.sample_rate = RATE
-        for _ in range(2 * 3600 * RATE // 4608):
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    assert path.stat().st_size < 2_000_000
-    script = (
-        "import resource, sys; from pathlib import Path; from streaming.audio import files\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "total = sum(map(len, files.decode(Path(sys.argv[1]))))\n"
-        "print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    total, growth = map(int, done.stdout.split())
-    assert abs(total - 2 * 3600 * RATE) < RATE
-    assert growth < 150_000, "kilobytes, libraries included"
 
 
 def test_a_folder_or_missing_file_is_an_os_error(tmp_path: Path) -> None:
