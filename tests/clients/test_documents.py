@@ -1,14 +1,20 @@
 """What the documents show is what happens: their examples run, their links lead somewhere."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
+from server.configuration import FOREIGN, variable
+from server.settings import Settings
 from tests.fakes import lines, speech, wav, word_errors
 from tests.serving import running, with_toy
 
@@ -76,3 +82,33 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text("utf-8")):
         if "://" not in target:
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    there = {
+        name
+        for path in ROOT.glob("tests/*/test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+    }
+    for document in DOCUMENTS:
+        named = set(re.findall(r"`(test_\w+)`", document.read_text("utf-8")))
+        assert named <= there, f"{document.name} names {sorted(named - there)}"
+
+
+def test_snippets_of_configuration_can_be_parsed() -> None:
+    for document in DOCUMENTS:
+        name = str(document.relative_to(ROOT))
+        for text in blocks(name, "yaml"):
+            assert yaml.safe_load(text), name
+        for text in blocks(name, "toml"):
+            assert tomllib.loads(text), name
+        for text in blocks(name, "json"):
+            parts = text.splitlines() if text.startswith("{") and "}\n{" in text else [text]
+            assert all(json.loads(part) for part in parts), name
+
+
+def test_settings_that_a_document_names_exist() -> None:
+    known = {variable(field.name) for field in fields(Settings)} | {"STT_CONFIG", *FOREIGN}
+    for document in DOCUMENTS:
+        named = set(re.findall(r"\b(STT_[A-Z_]+[A-Z])\b", document.read_text("utf-8")))
+        assert named <= known, f"{document.name} names {sorted(named - known)}"
