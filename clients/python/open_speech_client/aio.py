@@ -38,6 +38,8 @@ QUIET = 15.0
 """Seconds without a message after which a keep-alive goes out; servers close after a minute."""
 LONGEST = 2**24
 """Bytes of the longest message a server may send: a final with the times of all its words has some thousand."""
+GOODBYE = 2.0
+"""Seconds that a server may take to close."""
 PATIENCE = 30.0
 """Seconds in which a broken connection must be back."""
 FIRST_DELAY, LAST_DELAY = 0.25, 4.0
@@ -91,7 +93,7 @@ class AsyncStream:
                 await self._until(lambda: self._conversation.session is not None)
         except TimeoutError:
             await self.aclose()
-            raise Unreachable(f"{self._address} was not ready within {self._timeout:g} s") from None
+            raise self._late() from None
         except BaseException:
             await self.aclose()
             raise
@@ -144,6 +146,8 @@ class AsyncStream:
         """Leave at once; what was not final is lost. Harmless after the end."""
         self._closed = True
         if self._owner is not None:
+            if self._conversation.state is State.DONE:
+                await asyncio.wait([self._owner], timeout=GOODBYE)
             self._owner.cancel()
             await asyncio.gather(self._owner, return_exceptions=True)
         async with self._changed:
@@ -152,6 +156,9 @@ class AsyncStream:
     def _check(self) -> None:
         if self._closed or self._owner is None:
             raise StreamClosed("the stream is not open; use it inside its with block")
+
+    def _late(self) -> Unreachable:
+        return Unreachable(f"{self._address} was not ready within {self._timeout:g} s")
 
     async def _until(self, true: Callable[[], bool]) -> None:
         """Wait until `true()`, or raise what ended the stream before."""
@@ -241,16 +248,24 @@ class AsyncStream:
                         patience.reschedule(None)
                     self._to_send.set()
                     await self._tell()
-                    if conversation.state in (State.DONE, State.FAILED):
+                    if conversation.state is State.FAILED:
                         break
+                    if (
+                        conversation.state is State.DONE
+                    ):  # the server closes; it need not be waited for long
+                        patience.reschedule(asyncio.get_running_loop().time() + GOODBYE)
         except ConnectionClosed:
             pass
         except TimeoutError:
-            raise Unreachable(f"{self._address} was not ready within {self._timeout:g} s") from None
+            if conversation.state is not State.DONE:
+                raise self._late() from None
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
             await socket.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE):
+                    await socket.wait_closed()
         conversation.receive_close(socket.close_code, socket.close_reason or "")
         await self._tell()
 
@@ -284,7 +299,7 @@ class AsyncStream:
                 compression=None,  # speech does not compress, and every message would cost time
                 max_size=LONGEST,
                 open_timeout=min(10.0, self._timeout),
-                close_timeout=2.0,
+                close_timeout=GOODBYE,
                 proxy=None if local(self._address) else True,
             )
         except InvalidStatus as error:

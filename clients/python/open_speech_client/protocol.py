@@ -169,6 +169,8 @@ class Conversation:
 
     def receive_message(self, text: str | bytes) -> None:
         """A message of the server. One that makes no sense fails the stream."""
+        if self.state not in (State.OPENING, State.OPEN):
+            return  # nothing follows the end
         try:
             message = json.loads(text)
             if not isinstance(message, dict):
@@ -178,7 +180,7 @@ class Conversation:
                 self._take(event)
         except ProtocolError as error:
             self._fail(error)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             self._fail(ProtocolError("the server sent a message that is not understood"))
 
     def receive_close(self, code: int | None, reason: str = "") -> None:
@@ -341,8 +343,8 @@ class Conversation:
         """The byte at `at` seconds, as this client's clock has them; on a whole sample."""
         if not self._rate:
             return self.settled
-        position = int((at - self._options.get("offset", 0.0)) * self._rate)
-        return min(position - position % self._frame, self.received)
+        sample = round((at - self._options.get("offset", 0.0)) * self._rate / self._frame)
+        return min(sample * self._frame, self.received)
 
     def _settle(self, position: int) -> None:
         self.settled = max(self.settled, min(position, self.received))
