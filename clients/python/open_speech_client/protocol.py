@@ -343,7 +343,8 @@ class Conversation:
         """The byte at `at` seconds, as this client's clock has them; on a whole sample."""
         if not self._rate:
             return self.settled
-        sample = round((at - self._options.get("offset", 0.0)) * self._rate / self._frame)
+        offset: float = self._options.get("offset", 0.0)
+        sample = round((at - offset) * self._rate / self._frame)
         return min(sample * self._frame, self.received)
 
     def _settle(self, position: int) -> None:
@@ -406,8 +407,8 @@ def refusal(status: int, body: bytes, retry_after: str | None) -> OpenSpeechErro
         return Overloaded(said or "the server takes no more streams now", retry_after=wait)
     if status >= 500:
         return ServerFailed(said or f"the server answers with status {status}")
-    if status in (401, 403):
-        return Refused(said or "the server wants a valid key", code="invalid_api_key")
-    if status == 404:
+    if status == 401:
+        return Refused(said or "a valid API key is needed", code="invalid_api_key")
+    if status in (403, 404):  # the server refuses sockets on paths that it does not know with 403
         return Refused(said or "there is no transcription stream at this address; check the URL")
     return Refused(said or f"the server answers with status {status}")
