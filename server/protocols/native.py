@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, TypeAlias
 
 from server import languages
-from streaming.audio.pcm import ENCODINGS, WIDTH, Encoding
+from streaming.audio.live import ENCODINGS, Encoding
 from streaming.errors import InputError
 from streaming.events import (
     Eager,
@@ -53,7 +53,8 @@ class Opening:
 
     options: Options = field(default_factory=Options)
     encoding: Encoding = "pcm_s16le"
-    sample_rate: int = RATE
+    sample_rate: int | None = RATE
+    """None where the audio itself says it."""
     channels: int = 1
     offset: float = 0.0
     """Seconds added to all times: a client goes on in a new session with it."""
@@ -68,7 +69,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """Bytes in the session's encoding, cut anywhere."""
+    """Bytes in the session's encoding, cut anywhere; of `opus` one packet."""
 
     data: bytes = field(repr=False)
 
@@ -231,10 +232,15 @@ def parse(given: dict[str, Any], language: str | None = None) -> Opening:
         partials=truth.get("partials", True),
         eager=truth.get("eager", False),
     )
+    rate: int | None = int(
+        number.get("sample_rate", 8000 if encoding in ("mulaw", "alaw") else RATE)
+    )
+    if encoding in ("opus", "container"):
+        rate = 48_000 if encoding == "opus" else None
     return Opening(
         options,
         encoding,  # type: ignore[arg-type]
-        int(number.get("sample_rate", 8000 if encoding in ("mulaw", "alaw") else RATE)),
+        rate,
         int(number.get("channels", 1)),
         number.get("offset", 0.0),
     )
@@ -246,11 +252,6 @@ class Writer:
     def __init__(self, session: str, opening: Opening) -> None:
         self._session = session
         self._opening = opening
-        self._frame = WIDTH[opening.encoding] * opening.channels
-
-    def received(self, samples: int) -> int:
-        """Bytes of the client's own audio that `samples`, counted at its own rate, are."""
-        return samples * self._frame
 
     def ready(self, model: str) -> dict[str, Any]:
         """The answer to every opening."""

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
+from streaming.audio.frames import check, mono
 from streaming.errors import AudioError, NoAudio, TooLong
 from streaming.types import RATE, Samples
 
@@ -38,16 +38,12 @@ CODECS = (
 )
 """Decoders that may be opened: those of recordings that people have."""
 _CODECS = frozenset(CODECS.split(","))
-STRAY = 0.01
-"""Share of a frame's samples that may be no numbers and become silence; beyond it the file is damaged."""
 KNOWN = "flac, m4a, mp3, mp4, mpeg, mpga, oga, ogg, wav and webm"
 """What the error messages promise; more works."""
 CHUNK = RATE
 """Samples yielded at a time, about."""
 BAD_PACKETS = 50
 """Broken packets that are skipped before the rest of the file is given up."""
-RATES = 4_000, 768_000
-CHANNELS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +107,20 @@ def decode(path: Path, *, limit: float = 4 * 3600.0) -> Iterator[Samples]:
                     break
                 continue
             for frame in frames:
-                _check(frame.sample_rate, len(frame.layout.channels))
+                check(frame.sample_rate, len(frame.layout.channels))
                 now = frame.sample_rate, len(frame.layout.channels)
                 if shape is not None and now[0] != shape[0] and resampler is not None:
                     held.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
                     resampler = None
                 shape = now
-                mono = _mono(frame)
+                samples = mono(frame)
                 if frame.sample_rate != RATE:
                     if resampler is None:
                         resampler = soxr.ResampleStream(frame.sample_rate, RATE, 1, "float32")
-                    mono = resampler.resample_chunk(mono)
-                held.append(mono)
-                have += len(mono)
-                total += len(mono)
+                    samples = resampler.resample_chunk(samples)
+                held.append(samples)
+                have += len(samples)
+                total += len(samples)
                 if total > most:
                     raise TooLong(
                         f"the recording is longer than {limit:g} seconds, the longest allowed here;"
@@ -189,40 +185,5 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
                 )
             rate, channels = codec.sample_rate or 0, codec.channels or 0
             if rate or channels:
-                _check(rate, channels)
+                check(rate, channels)
             yield container, stream
-
-
-def _check(rate: int, channels: int) -> None:
-    if not RATES[0] <= rate <= RATES[1]:
-        raise AudioError(
-            f"the audio's sample rate is {rate}; it must lie between {RATES[0]} and {RATES[1]} Hz"
-        )
-    if not 1 <= channels <= CHANNELS:
-        raise AudioError(f"the audio has {channels} channels; at most {CHANNELS} are mixed down")
-
-
-def _mono(frame: Any) -> Samples:
-    """The mean of a frame's channels, shape ``(n,)``, in [-1, 1]."""
-    data: NDArray[Any] = frame.to_ndarray()
-    samples: NDArray[Any]
-    channels = len(frame.layout.channels)
-    if not frame.format.is_planar:
-        data = data.reshape(-1, channels).T
-    if data.dtype == np.uint8:
-        samples = (data.astype(np.float32) - 128) / 128
-    elif np.issubdtype(data.dtype, np.signedinteger):
-        samples = data.astype(np.float32) / float(-int(np.iinfo(data.dtype).min))
-    else:
-        with np.errstate(over="ignore"):  # a double too large for a float is infinite, and clipped
-            samples = data.astype(np.float32)
-        strange = np.isnan(samples)
-        if strange.any():
-            if strange.mean() > STRAY:
-                raise AudioError(
-                    "the recording's samples are not numbers (NaN); write the file again"
-                )
-            samples[strange] = 0
-        np.clip(samples, -1, 1, out=samples)
-    mixed: Samples = samples[0] if channels == 1 else samples.mean(axis=0, dtype=np.float32)
-    return mixed

@@ -4,11 +4,15 @@ the same."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from streaming.audio import pcm
+from streaming.audio.containers import Container, Opus
 from streaming.audio.resample import Resampler
 from streaming.types import Samples
+
+Encoding: TypeAlias = pcm.Encoding | Literal["opus", "container"]
+ENCODINGS: tuple[Encoding, ...] = (*pcm.ENCODINGS, "opus", "container")
 
 
 class Source(Protocol):
@@ -54,6 +58,11 @@ class Raw:
         """See `Source.close`."""
 
 
-def source(encoding: pcm.Encoding, rate: int, channels: int) -> Source:
-    """The source for a client's encoding."""
+def source(encoding: Encoding, rate: int | None, channels: int) -> Source:
+    """The source for a client's encoding. Opus and containers say rate and channels themselves."""
+    if encoding == "opus":
+        return Opus()
+    if encoding == "container":
+        return Container()
+    assert rate is not None
     return Raw(encoding, rate, channels)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import websockets
 
+from tests.containers import KINDS, contained, packets
 from tests.fakes import lines, noise, pcm, silence, speech, word_errors
 from tests.serving import running, speech_file, with_toy
 
@@ -252,3 +253,44 @@ def test_leaving_in_mid_speech_leaves_nothing_behind(url: str) -> None:
         )
         row = client.get("/api/ps").json()["loaded"][0]
     assert row["in_use"] == 0
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_container_gives_the_text_of_its_samples(url: str, kind: str) -> None:
+    line = lines()[0]
+    audio = contained(np.concatenate([line.samples, silence(0.7)]), kind)
+    messages = talk(url, audio, size=4321, start={"encoding": "container", "language": "en"})
+    assert messages[0]["sample_rate"] is None
+    assert word_errors(line.text, " ".join(f["text"] for f in finals(messages))) <= 1
+    assert messages[-1]["received"] == len(audio)
+    received = [message["received"] for message in messages if "received" in message]
+    assert received == sorted(received)
+
+
+def test_a_lossless_container_gives_exactly_the_text_of_its_samples(url: str) -> None:
+    for line in lines()[:3]:
+        told = [
+            [(f["text"], f["start"], f["end"]) for f in finals(talk(url, audio, query))]
+            for audio, query in (
+                (pcm(line.samples), "?partials=false"),
+                (contained(line.samples, "flac"), "?partials=false&encoding=container"),
+            )
+        ]
+        assert told[0] == told[1]
+
+
+def test_opus_packets_give_the_text_of_their_samples(url: str) -> None:
+    line = lines()[0]
+
+    async def run() -> list[dict[str, Any]]:
+        address = url.replace("http", "ws") + "/v1/audio/transcriptions/stream?encoding=opus"
+        async with websockets.connect(address) as socket:
+            for packet in packets(line.samples):
+                await socket.send(packet)
+            await socket.send('{"type": "end"}')
+            return [json.loads(message) async for message in socket]
+
+    messages = asyncio.run(asyncio.wait_for(run(), 60))
+    assert messages[0]["sample_rate"] == 48_000
+    assert word_errors(line.text, finals(messages)[0]["text"]) <= 1
+    assert messages[-1]["received"] == sum(map(len, packets(line.samples)))

@@ -1,16 +1,19 @@
 """The shell of the native WebSocket, around an engine that says what the test tells it."""
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from streaming.errors import BackendError, ModelUnavailable, Overloaded
 from streaming.events import Failed, Final, Partial
+from tests.containers import contained
 from tests.fakes import pcm, tone
 from tests.serving import Talker, running, with_engine
 
@@ -125,7 +128,8 @@ def test_audio_after_the_end_is_told_once() -> None:
         assert found[-1]["code"] == "ended"
         talker.streams[0].call(talker.streams[0].ending.set)
         found = without(found + heard(socket), "ack")
-        assert [each["type"] for each in found][-3:] == ["final", "error", "end"]
+        kinds = [each["type"] for each in found]
+        assert (kinds.count("final"), kinds.count("error"), kinds[-1]) == (1, 1, "end")
         assert found[-1]["received"] == 32000
         assert socket.close_code == 1000
 
@@ -302,3 +306,56 @@ def test_numbers_have_no_gaps() -> None:
         found += heard(socket)
         assert [each["seq"] for each in found] == list(range(len(found)))
         assert found[-2]["type"] == "final"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "messages", "expected"),
+    [
+        ("container", [b"#EXTM3U\nhttp://127.0.0.1:9/a.ts\n"], "expected is a stream of webm"),
+        ("container", [contained(tone(1.0), "webm-opus")[:300]], "breaks off"),
+        ("opus", [b"OggS" + bytes(100)], "encoding=container"),
+        ("opus", [b"\xff\xff\xff"], "one packet a message"),
+    ],
+)
+def test_audio_that_cannot_be_decoded_is_explained(
+    encoding: str, messages: list[bytes], expected: str
+) -> None:
+    with serving() as (_, url), connect(url + "?encoding=" + encoding) as socket:
+        for message in messages:
+            socket.send(message)
+        say(socket, "end")
+        found = without(heard(socket), "ack", "ready")
+        assert [each["type"] for each in found] == ["error", "end"]
+        assert found[0]["code"] == "invalid_audio"
+        assert expected in found[0]["message"]
+        assert found[1]["reason"] == "error"
+        assert socket.close_code == 1008
+
+
+def test_what_was_heard_before_the_audio_broke_becomes_text() -> None:
+    with serving() as (_, url), connect(url + "?encoding=pcm_f32le") as socket:
+        socket.send(tone(1.0).astype("<f4").tobytes())
+        socket.send(np.full(100, np.nan, "<f4").tobytes())
+        found = without(heard(socket), "ack")
+        assert found[-2]["text"] == "16000 samples"
+        assert found[-1]["received"] == 64_000
+
+
+def test_the_bytes_of_a_container_count_exactly_as_sent() -> None:
+    with serving() as (talker, url), connect(url + "?encoding=container") as socket:
+        data = contained(tone(3.0), "webm-opus")
+        for at in range(0, len(data), 777):
+            socket.send(data[at : at + 777])
+        say(socket, "end")
+        found = heard(socket)
+        assert found[-1]["received"] == len(data)
+        assert talker.streams[0].received == 48_000
+
+
+def test_a_client_that_leaves_in_mid_container_leaves_no_thread() -> None:
+    with serving() as (talker, url):
+        with connect(url + "?encoding=container") as socket:
+            socket.send(contained(tone(3.0), "webm-opus")[:2000])
+            heard(socket, "ack")
+        assert talker.streams[0].closed.wait(10)
+    assert "container" not in [each.name for each in threading.enumerate()]
