@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from streaming import selftest
 from streaming.audio import files
 from streaming.backends.base import Loader, WindowBackend
 from streaming.ears import Ears
@@ -223,6 +224,12 @@ class LocalEngine:
         backend = await asyncio.to_thread(loader.load, path, device)
         if not isinstance(backend, WindowBackend):
             raise ModelUnavailable(f"backend {entry.backend} cannot decode windows")
+        if device.kind == "cuda":
+            try:
+                await asyncio.to_thread(selftest.check, backend, key)
+            except BaseException:
+                await asyncio.to_thread(backend.close)
+                raise
         seconds = time.monotonic() - started
         log.info("model %s loaded in %.1f s (%s)", key, seconds, entry.backend)
         info = ModelInfo(

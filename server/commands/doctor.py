@@ -7,16 +7,15 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
-import wave
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from server import __version__, assembly
 from server.settings import Settings
+from streaming import selftest
 from streaming.errors import OpenSpeechError
-from streaming.types import Options, Recording, Summary
+from streaming.types import Options, Recording, Segment, Summary
 
 _MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 
@@ -139,33 +138,32 @@ def _catalogue(report: _Report, settings: Settings) -> bool:
 
 
 async def _decode(report: _Report, settings: Settings) -> None:
-    """A second of near-silence through the default model: libraries that load and then fail show here."""
+    """A spoken sentence through the default model: libraries that load and then fail or print nothing show here."""
     where = assembly.device(settings)
     catalogue = assembly.make_catalogue(settings, where)
     await asyncio.to_thread(catalogue.settle)
     engine = assembly.make_engine(settings, catalogue, where)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "second"
-        with wave.open(str(path), "wb") as out:
-            out.setnchannels(1)
-            out.setsampwidth(2)
-            out.setframerate(16000)
-            out.writeframes(b"\x10\0\xf0\xff" * 8000)
-        started = time.monotonic()
-        try:
-            await engine.load("")
-            loaded = time.monotonic()
-            async for item in engine.transcribe(Recording(path), Options()):
-                if isinstance(item, Summary):
-                    seconds = time.monotonic() - loaded
+    started = time.monotonic()
+    heard = ""
+    try:
+        await engine.load("")
+        loaded = time.monotonic()
+        async for item in engine.transcribe(Recording(selftest.CLIP), Options()):
+            if isinstance(item, Segment):
+                heard += item.text
+            if isinstance(item, Summary):
+                seconds = time.monotonic() - loaded
+                report.say("ok", f"{item.model} loads in {loaded - started:.1f} s")
+                if heard.strip():
                     report.say(
-                        "ok",
-                        f"{item.model} loads in {loaded - started:.1f} s, a second of audio takes {seconds:.2f} s",
+                        "ok", f"hears {heard.strip()!r} in 3 s of speech, in {seconds:.2f} s"
                     )
-        except OpenSpeechError as error:
-            report.say("fail", str(error))
-        finally:
-            await engine.aclose()
+                else:
+                    report.say("fail", "hears nothing in a clear sentence", selftest.REMEDY)
+    except OpenSpeechError as error:
+        report.say("fail", str(error))
+    finally:
+        await engine.aclose()
 
 
 if __name__ == "__main__":
