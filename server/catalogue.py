@@ -16,7 +16,7 @@ from server.routes import Endpoint, Parameter, Reply
 from streaming.models import OPENAI_NAMES, Entry
 
 
-class Model(msgspec.Struct, omit_defaults=True):
+class Model(msgspec.Struct):
     """OpenAI's `Model`, and more."""
 
     id: str
