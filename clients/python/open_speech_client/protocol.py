@@ -195,6 +195,9 @@ class Conversation:
             self._forget_session()
         if opening and name == "not_resumable":
             self._break(ConnectionLost("the server no longer knows the session"))
+        elif name == "session_limit" and self._rate:
+            self._forget_session()
+            self._break(ConnectionLost(said))
         elif code == 1013 or name == "overloaded":
             error = Overloaded(
                 said or "the server takes no more streams now",
@@ -321,7 +324,7 @@ class Conversation:
 
     def _drain(self) -> None:
         """The server ended the session and everything it holds is in finals; the rest goes to another one."""
-        self._settle(self.received)
+        self._settle(self.received - self.received % self._frame)
         if self._ended and not self._markers and self.received >= self._total:
             self.state = State.DONE
             self._events.append(End(self._seq, self.received, "client"))
