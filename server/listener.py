@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 import ssl
 import sys
+import uuid
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from server import errors
 from server.context import Context
 from server.settings import Settings
 
@@ -49,6 +53,31 @@ class _Http(H11Protocol):
             self._disarm()
         elif self._deadline is None:
             self._arm()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's answer to what is no HTTP, in the envelope; a request that was at work is over."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        told = json.dumps(
+            errors.body("the request is no valid HTTP; send it again", code="bad_request")
+        )
+        head = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(told))),
+            ("x-request-id", "req_" + uuid.uuid4().hex),
+            ("connection", "close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=head, reason=b"Bad Request"),
+            h11.Data(data=told.encode()),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def _arm(self) -> None:
         self._disarm()
