@@ -112,6 +112,7 @@ async def delete(request: Request) -> Response:
             409,
             f"model {entry.id} is in memory; unload it first with DELETE /api/ps/{entry.id}",
             param="model",
+            code="model_loaded",
             headers={"x-should-retry": "false"},
         )
     if not await asyncio.to_thread(here.catalogue.remove, name):

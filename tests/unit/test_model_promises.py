@@ -197,6 +197,23 @@ def test_what_is_being_loaded_is_neither_unloaded_nor_deleted(hub: Hub, models: 
         assert not (models / f"models--{TINY.replace('/', '--')}").exists()
 
 
+def test_a_pull_that_the_hub_refuses_has_a_status_before_its_first_byte(
+    hub: Hub, models: Path
+) -> None:
+    hub.add("acme/gated", toy.build(), access="gated")
+    hub.add("acme/pickle", toy.build())
+    del hub.repositories["acme/pickle"].files["model.bin"]
+    with serving(models, offline=False) as client:
+        for name, status, said in (
+            ("acme/gated", 503, "accept its terms"),
+            ("acme/pickle", 400, "holds no CTranslate2 model"),
+            ("acme/nothing", 404, "check its name"),
+        ):
+            refused = client.post(f"/api/pull/{name}")
+            assert refused.status_code == status, refused.text
+            assert said in refused.json()["error"]["message"]
+
+
 def test_two_pulls_share_a_download_and_its_progress(hub: Hub, models: Path) -> None:
     both = threading.Semaphore(0)
     hub.before_file = lambda: both.acquire(timeout=20) and None
@@ -234,7 +251,8 @@ def test_deleting_an_alias_names_the_model(models: Path) -> None:
 def test_idle_models_go_and_each_may_have_its_own_time(models: Path) -> None:
     with serving(models, model_keep_alive=0.05, preload=("base.en",)) as client:
         until(client, [])
-        assert client.post("/api/ps/mine", json={"keep_alive": -1}).status_code == 201
+        assert client.post("/api/ps/mine", json={"keep_alive": 500}).json()["expires_in"] > 400
+        assert client.post("/api/ps/mine", json={"keep_alive": -1}).json()["expires_in"] is None
         assert ask(client).status_code == 200
         until(client, ["mine"])
         assert client.post("/api/ps/mine?keep_alive=0").status_code == 200
