@@ -227,6 +227,10 @@ def _serve(given: dict[str, Any]) -> int:
     log = logging.getLogger("server")
     log.debug("settings: %s", configuration.redacted(settings))
     where = assembly.device(settings)
+    if settings.lan:
+        from server import lan
+
+        settings = lan.prepare(settings)
     if settings.host not in ("127.0.0.1", "localhost", "::1") and not settings.api_keys:
         log.warning(
             "listening on %s without a key: whoever reaches this address can use the server; set STT_API_KEYS",

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from server import errors
+from server import errors, lan
 from server.context import Context
 from server.settings import Settings
 
@@ -191,6 +191,9 @@ class Server(uvicorn.Server):
         for listener in self.servers:
             for each in listener.sockets:
                 host, port = each.getsockname()[:2]
+        settings = self._here.settings
+        if settings.lan:
+            lan.announce(port, own=settings.tls_cert is not None and lan.is_own(settings.tls_cert))
         shown = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host
         print(
             f"open-speech on {scheme}://{shown}:{port} (Press CTRL+C to quit)",
