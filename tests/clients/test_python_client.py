@@ -266,6 +266,23 @@ def test_a_slip_in_the_middle_is_an_event(url: str) -> None:
     assert text(events) == lines()[0].text
 
 
+@both
+def test_a_recording_may_be_sent_as_it_is(url: str, talk: Talk) -> None:
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, "w", format="ogg") as container:
+        stream = container.add_stream("libopus", rate=48000, layout="mono")
+        with av.open(str(lines()[0].path)) as source:
+            for frame in source.decode(audio=0):
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    events = talk(url, out.getvalue(), 999, encoding="container", language="en")
+    assert word_errors(lines()[0].text, text(events)) <= 1
+    assert isinstance(events[0], Ready)
+    assert events[0].sample_rate is None
+
+
 def test_samples_of_every_kind_are_the_same_sound() -> None:
     whole = np.array([0, 1, -1, 32767, -32768], np.int16)
     floats = (whole / 32768).astype(np.float32)
@@ -351,6 +368,27 @@ def test_a_server_that_restarts_is_replaced_by_another(url: str) -> None:
     spans = [(final.start, final.end) for final in finals(events)]
     assert all(before[1] <= after[0] for before, after in pairwise(spans))
     assert spans[-1][1] == pytest.approx(whole[-1].end, abs=0.1)
+
+
+def test_a_session_that_may_last_no_longer_goes_on_in_another() -> None:
+    with running(with_toy(max_stream_seconds=1)) as url, connect(url, language="en") as stream:
+        events: list[Event] = []
+
+        def listen_until(sessions: int) -> None:
+            while sum(isinstance(event, Ready) for event in events) < sessions:
+                event = stream.receive(timeout=30)
+                assert event is not None
+                events.append(event)
+
+        for at, line in enumerate((lines()[0], lines()[1])):
+            stream.send(line.samples)
+            listen_until(at + 2)
+        stream.end()
+        events += stream
+    said = f"{lines()[0].text} {lines()[1].text}"
+    assert word_errors(said, text(events)) <= 1
+    assert [final.utterance for final in finals(events)] == list(range(len(finals(events))))
+    assert isinstance(events[-1], End)
 
 
 def test_who_does_not_come_back_in_time_is_told(url: str) -> None:

@@ -146,7 +146,7 @@ class AsyncStream:
         """Leave at once; what was not final is lost. Harmless after the end."""
         self._closed = True
         if self._owner is not None:
-            if self._conversation.state is State.DONE:
+            if self._conversation.state in (State.DONE, State.FAILED):
                 await asyncio.wait([self._owner], timeout=GOODBYE)
             self._owner.cancel()
             await asyncio.gather(self._owner, return_exceptions=True)
@@ -260,12 +260,15 @@ class AsyncStream:
             if conversation.state is not State.DONE:
                 raise self._late() from None
         finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-            await socket.close()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(GOODBYE):
-                    await socket.wait_closed()
+            try:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+                await socket.close()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GOODBYE):
+                        await socket.wait_closed()
+            finally:
+                socket.transport.abort()  # where even the goodbye was cancelled
         conversation.receive_close(socket.close_code, socket.close_reason or "")
         await self._tell()
 

@@ -317,7 +317,7 @@ class Conversation:
         if not resumed:
             self._seq = ready.seq
         width = WIDTH.get(self._options.get("encoding", "pcm_s16le"), 0)
-        self._rate = width * self._options.get("channels", 1) * ready.sample_rate
+        self._rate = width * self._options.get("channels", 1) * (ready.sample_rate or 0)
         self.received = start
         self._rewind(start)
         self._events.append(replace(ready, received=start))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Generator, Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -36,6 +37,7 @@ class Stream:
         self._stream = stream
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # nothing is put on a loop that is about to stop
 
     @property
     def received(self) -> int:
@@ -87,7 +89,8 @@ class Stream:
 
     def close(self) -> None:
         """Leave at once; what was not final is lost. Harmless after the end."""
-        loop, self._loop = self._loop, None
+        with self._lock:
+            loop, self._loop = self._loop, None
         if loop is None:
             return
         assert self._thread is not None
@@ -98,11 +101,11 @@ class Stream:
         loop.close()
 
     def _call(self, deed: Coroutine[Any, Any, T]) -> T:
-        loop = self._loop
-        if loop is None:
-            deed.close()
-            raise StreamClosed("the stream is not open; use it inside its with block")
-        future = asyncio.run_coroutine_threadsafe(deed, loop)
+        with self._lock:
+            if self._loop is None:
+                deed.close()
+                raise StreamClosed("the stream is not open; use it inside its with block")
+            future = asyncio.run_coroutine_threadsafe(deed, self._loop)
         try:
             return future.result()
         except BaseException:
@@ -143,7 +146,8 @@ def captions(
                 pass  # the listener left
             except Exception as error:
                 fault.append(error)
-                stream.close()
+                with suppress(StreamClosed):
+                    stream._call(stream._stream.aclose())  # who listens shall not wait for more
 
         feeding = threading.Thread(target=feed, name="open-speech audio", daemon=True)
         feeding.start()
