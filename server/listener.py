@@ -96,6 +96,9 @@ class _Http(H11Protocol):
 class _Sockets(WebSocketsSansIOProtocol):
     """WebSockets whose handshake has a deadline, and that never stop a shutdown."""
 
+    _heard = 0.0  # when any byte came
+    _asked = 0.0  # when a pong was last missed
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._handshake = self.loop.call_later(HEAD, self._expire)
@@ -108,7 +111,18 @@ class _Sockets(WebSocketsSansIOProtocol):
         self._handshake.cancel()
         super().connection_lost(exc)
 
+    def keepalive_timeout(self) -> None:
+        """No pong came: only a peer of which nothing came, and that we did read, is dead."""
+        # While we read slowly because the engine is behind, the pong lies unread behind audio.
+        if self.read_paused or self._heard > max(self._asked, self.ping_sent_at):
+            assert self.ping_timeout is not None
+            self._asked = self.loop.time()
+            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
+            return
+        super().keepalive_timeout()
+
     def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
         super().data_received(data)
         refused = getattr(self.conn, "handshake_exc", None)
         if not self.handshake_initiated and refused is not None:
