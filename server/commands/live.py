@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import sys
 import threading
 from collections.abc import AsyncGenerator, Iterable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from open_speech_client import End, Error, Event, Final, async_connect
+from open_speech_client.address import address, local
 from open_speech_client.events import encode
 from open_speech_client.microphone import Microphone, devices
 from server.display import Display
@@ -99,7 +101,7 @@ async def _run(
     url = given["url"] or _default_url()
     output = _Output(given)
     loop = asyncio.get_running_loop()
-    async with async_connect(url, key=_key(given), **options) as live:
+    async with async_connect(url, key=_key(given), ssl=_trust(url), **options) as live:
         pieces = _threaded(source, stop)
 
         async def feed() -> None:
@@ -265,6 +267,15 @@ def _key(given: dict[str, Any]) -> str | None:
         given["key"] = os.environ.get(name, "").split(",")[0]
     key: str | None = given["key"] or None
     return key
+
+
+def _trust(url: str) -> ssl.SSLContext | None:
+    if not local(address(url)):
+        return None
+    context = ssl.create_default_context()
+    context.check_hostname = False  # its own certificate names another host
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _default_url() -> str:

@@ -5,6 +5,9 @@ import asyncio
 import contextlib
 import io
 import re
+import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -36,6 +39,7 @@ from open_speech_client import (
     connect,
 )
 from open_speech_client.samples import encoded
+from server import lan
 from tests.clients.relay import Relay, relayed
 from tests.fakes import lines, pcm, silence, speech, wav, word_errors
 from tests.serving import running, with_toy
@@ -411,6 +415,36 @@ def test_a_full_server_says_when_to_come_again() -> None:
         with pytest.raises(Overloaded) as full:
             talk(url, b"")
         assert full.value.retry_after is not None
+
+
+def test_a_certificate_of_its_own_is_trusted_where_one_says_so(url: str, tmp_path: Path) -> None:
+    pair = lan.certificate(tmp_path, ("localhost",), ("127.0.0.1",))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(pair.certificate, pair.key)
+    with relayed(url, tls) as relay:
+        with pytest.raises(Unreachable, match="certificate"):
+            talk(relay.url, b"")
+        trust = ssl.create_default_context(cafile=pair.certificate)
+        audio = pcm(lines()[0].samples)
+        assert text(talk(relay.url, audio, ssl=trust)) == lines()[0].text
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "server.cli",
+                "stream",
+                str(lines()[0].path),
+                "--url",
+                relay.url,
+                "--speed",
+                "0",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == (lines()[0].text + "\n", "")
 
 
 # The examples of the README.

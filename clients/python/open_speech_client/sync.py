@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Generator, Iterable, Iterator
 from contextlib import suppress
+from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -24,10 +25,13 @@ def connect(
     key: str | None = None,
     timeout: float = 120.0,
     reconnect: float = PATIENCE,
+    ssl: SSLContext | None = None,
     **options: Unpack[Options],
 ) -> Stream:
     """A stream on the server at `url`, to be entered with `with`. See `async_connect`."""
-    return Stream(async_connect(url, key=key, timeout=timeout, reconnect=reconnect, **options))
+    return Stream(
+        async_connect(url, key=key, timeout=timeout, reconnect=reconnect, ssl=ssl, **options)
+    )
 
 
 class Stream:
@@ -131,11 +135,12 @@ def captions(
     key: str | None = None,
     timeout: float = 120.0,
     reconnect: float = PATIENCE,
+    ssl: SSLContext | None = None,
     **options: Unpack[Options],
 ) -> Generator[Partial | Final, None, None]:
     """What is said in `audio`, while it is read on another thread: every Partial and Final until the audio ends."""
     fault: list[Exception] = []
-    with connect(url, key=key, timeout=timeout, reconnect=reconnect, **options) as stream:
+    with connect(url, key=key, timeout=timeout, reconnect=reconnect, ssl=ssl, **options) as stream:
 
         def feed() -> None:
             try:
