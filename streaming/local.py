@@ -339,6 +339,7 @@ class LocalStream:
     def _pump(self) -> None:
         if self._closed:
             return
+        self._session.speculate = not self._executor.scheduler.overloaded
         if jobs := self._session.jobs():
             self._executor.submit(jobs)
         self._events.extend(self._session.events())

@@ -244,7 +244,7 @@ class Catalogue:
         if not entry.downloaded and not self._may_download(entry):
             raise UnknownModel(
                 f"the model {entry.id!r} is not on this server; have it downloaded with POST /api/pull/{entry.id},"
-                " or set STT_ALLOW_DOWNLOADS=any"
+                " or set STT_ALLOW_DOWNLOADS"
             )
         return entry
 
@@ -498,10 +498,9 @@ class Catalogue:
                 def arrived() -> None:
                     self.refresh()
                     if not self.entry(repository).downloaded:
-                        raise Unsupported(
+                        raise ModelUnavailable(
                             f"{repository} was downloaded but holds no weights that an installed backend reads; choose"
-                            " a repository with a CTranslate2 model",
-                            param="model",
+                            " a repository with a CTranslate2 model"
                         )
 
                 found = hub.Download(repository, self._cache(), arrived)

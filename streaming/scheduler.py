@@ -90,6 +90,8 @@ class Scheduler:
 
     BUDGET = 0.12
     """Seconds a batch may take, if one window takes less than half of it."""
+    CROWDED = 0.5
+    """Seconds that partials wait, smoothed, from which on decoding ahead of the endpoint is a luxury."""
     BULK_SHARE = 0.1
     """Share of the work that recordings get even while streams would take it all."""
 
@@ -98,6 +100,9 @@ class Scheduler:
         self.max_batch = max_batch
         self.live_streams = 0
         """Streams open now: while there are any, bulk leaves them a worker."""
+        self.overloaded = False
+        """Partials wait so long that streams should not decode finals ahead of the endpoint."""
+        self._delay = 0.0
         # Bounded: below final by one job an owner; finals by the audio that back-pressure lets a stream be
         # behind; bulk by the lookahead of each recording.
         self._waiting: dict[Lane, list[Job]] = {lane: [] for lane in Lane}
@@ -115,6 +120,9 @@ class Scheduler:
                     if other.owner == job.owner:
                         self._waiting[lane].remove(other)
                         dropped = other
+                        if lane is job.lane:
+                            # It keeps its place in the queue: who asks often must not wait longer for it.
+                            job.added, job.deadline = other.added, other.deadline
                         break
         queue = self._waiting[job.lane]
         at = len(queue)
@@ -161,6 +169,12 @@ class Scheduler:
         for job in chosen:
             self._waiting[job.lane].remove(job)
             job.started = now
+            if job.lane is Lane.PARTIAL:
+                self._delay += 0.05 * (now - job.added - self._delay)
+        if self._delay > self.CROWDED:
+            self.overloaded = True
+        elif self._delay < self.CROWDED / 3:
+            self.overloaded = False
         batch = Batch(chosen, lane, self._predict(first.key, len(chosen)))
         self._running.append(batch)
         return batch

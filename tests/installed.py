@@ -59,8 +59,6 @@ class Running:
     url: str
     said: list[str]
     """Its lines so far."""
-    process: int
-    """Its id."""
     status: int | None = None
     """After the end."""
 
@@ -76,7 +74,7 @@ def serving(command: Path, folder: Path, **variables: str) -> Iterator[Running]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    running = Running("", [], process.pid)
+    running = Running("", [])
     ready = threading.Event()
 
     def read() -> None:

@@ -27,8 +27,7 @@ class Ready:
     seq: int
     session: str
     model: str
-    sample_rate: int | None
-    """None for `container`: each recording has its own."""
+    sample_rate: int
     received: int
     resumable_seconds: float = 0.0
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Generator, Iterable, Iterator
-from contextlib import suppress
-from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -25,13 +23,10 @@ def connect(
     key: str | None = None,
     timeout: float = 120.0,
     reconnect: float = PATIENCE,
-    ssl: SSLContext | None = None,
     **options: Unpack[Options],
 ) -> Stream:
     """A stream on the server at `url`, to be entered with `with`. See `async_connect`."""
-    return Stream(
-        async_connect(url, key=key, timeout=timeout, reconnect=reconnect, ssl=ssl, **options)
-    )
+    return Stream(async_connect(url, key=key, timeout=timeout, reconnect=reconnect, **options))
 
 
 class Stream:
@@ -41,7 +36,6 @@ class Stream:
         self._stream = stream
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()  # nothing is put on a loop that is about to stop
 
     @property
     def received(self) -> int:
@@ -93,8 +87,7 @@ class Stream:
 
     def close(self) -> None:
         """Leave at once; what was not final is lost. Harmless after the end."""
-        with self._lock:
-            loop, self._loop = self._loop, None
+        loop, self._loop = self._loop, None
         if loop is None:
             return
         assert self._thread is not None
@@ -105,11 +98,11 @@ class Stream:
         loop.close()
 
     def _call(self, deed: Coroutine[Any, Any, T]) -> T:
-        with self._lock:
-            if self._loop is None:
-                deed.close()
-                raise StreamClosed("the stream is not open; use it inside its with block")
-            future = asyncio.run_coroutine_threadsafe(deed, self._loop)
+        loop = self._loop
+        if loop is None:
+            deed.close()
+            raise StreamClosed("the stream is not open; use it inside its with block")
+        future = asyncio.run_coroutine_threadsafe(deed, loop)
         try:
             return future.result()
         except BaseException:
@@ -135,12 +128,11 @@ def captions(
     key: str | None = None,
     timeout: float = 120.0,
     reconnect: float = PATIENCE,
-    ssl: SSLContext | None = None,
     **options: Unpack[Options],
 ) -> Generator[Partial | Final, None, None]:
     """What is said in `audio`, while it is read on another thread: every Partial and Final until the audio ends."""
     fault: list[Exception] = []
-    with connect(url, key=key, timeout=timeout, reconnect=reconnect, ssl=ssl, **options) as stream:
+    with connect(url, key=key, timeout=timeout, reconnect=reconnect, **options) as stream:
 
         def feed() -> None:
             try:
@@ -151,8 +143,7 @@ def captions(
                 pass  # the listener left
             except Exception as error:
                 fault.append(error)
-                with suppress(StreamClosed):
-                    stream._call(stream._stream.aclose())  # who listens shall not wait for more
+                stream.close()
 
         feeding = threading.Thread(target=feed, name="open-speech audio", daemon=True)
         feeding.start()

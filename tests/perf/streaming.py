@@ -1,0 +1,430 @@
+"""Live streams against the clock: latency, stability and accuracy at rising load.
+
+    python tests/perf/streaming.py [--shape native] [--streams 1 2 4 8 16 32 64] [--seconds 60] [--window auto]
+
+Starts a server, then paced clients in processes of their own. Each stream hears sentences of one language of the
+fixture with random lead-in, pauses, gain and noise, in messages of 40 ms sent when they would have been spoken. Times
+are taken on the clients' side against the true word times:
+
+    first partial    from the onset of speech to the first words shown
+    word             from the end of a word to the first message that shows it, in its place
+    commit           from the end of a word to the first message that holds it committed
+    speech -> final  from the end of the last word of an utterance to its final
+    commit -> final  from sending a commit after the end of speech to the final (`--commit`)
+    erasure          words shown and taken back, a word of the finals
+
+Word error rates stand beside that of the same audio over REST.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlencode
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import jiwer
+import numpy as np
+
+from tests import toy
+from tests.fakes import Line, lines, noise, pcm, wav
+
+RATE = 16000
+MESSAGE = RATE * 40 // 1000
+"""Samples a message: what browsers and voice agents send."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """What one stream hears: its audio and the true words of each sentence, `(text, start, end)`."""
+
+    language: str
+    samples: np.ndarray
+    sentences: tuple[tuple[tuple[str, float, float], ...], ...]
+
+    @property
+    def text(self) -> str:
+        return " ".join(word for sentence in self.sentences for word, _, _ in sentence)
+
+
+@dataclass
+class Heard:
+    """What one stream was told, with the times of arrival (CLOCK_MONOTONIC)."""
+
+    script: Script
+    began: float = 0.0
+    messages: list[tuple[float, dict]] = field(default_factory=list)
+    commits: list[float] = field(default_factory=list)
+    error: str = ""
+
+
+def compose(seed: int, seconds: float) -> Script:
+    """Sentences of one language, `seconds` long or a little longer."""
+    chance = random.Random(seed)
+    language = ("en", "en", "de", "fr", "es")[seed % 5]
+    pool = [line for line in lines()[:24] if line.language == language]
+    parts: list[np.ndarray] = [np.zeros(round(chance.uniform(0.3, 2.0) * RATE), np.float32)]
+    at = len(parts[0])
+    sentences = []
+    while at < seconds * RATE:
+        line: Line = chance.choice(pool)
+        gain = np.float32(chance.uniform(0.3, 1.0))
+        parts.append(line.samples * gain)
+        begin = at / RATE
+        sentences.append(
+            tuple((text, start + begin, end + begin) for text, start, end in line.words)
+        )
+        pause = np.zeros(round(chance.uniform(0.9, 2.5) * RATE), np.float32)
+        parts.append(pause)
+        at += len(line.samples) + len(pause)
+    samples = np.concatenate(parts)
+    samples = (
+        samples
+        + noise(len(samples) / RATE, level=chance.uniform(0.0, 0.002), seed=seed)[: len(samples)]
+    )
+    return Script(language, samples.astype(np.float32), tuple(sentences))
+
+
+async def listen(
+    url: str, script: Script, options: dict[str, str], start: float, commit: bool
+) -> Heard:
+    """One paced stream."""
+    from websockets.asyncio.client import connect
+
+    heard = Heard(script)
+    data = pcm(script.samples)
+    # A commit goes out once the last word of a sentence is over: as a push-to-talk button would be let go.
+    due = [sentence[-1][2] + 0.15 for sentence in script.sentences] if commit else []
+    query = urlencode({"language": script.language, "sample_rate": RATE} | options)
+    try:
+        async with connect(
+            f"{url}/v1/audio/transcriptions/stream?{query}", compression=None, max_queue=None
+        ) as socket:
+
+            async def read() -> None:
+                async for text in socket:
+                    heard.messages.append((time.monotonic(), json.loads(text)))
+
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(max(0.0, start - time.monotonic()))
+            heard.began = time.monotonic()
+            for at in range(0, len(data), 2 * MESSAGE):
+                spoken = min(at + 2 * MESSAGE, len(data)) / 2 / RATE
+                await asyncio.sleep(max(0.0, heard.began + spoken - time.monotonic()))
+                await socket.send(data[at : at + 2 * MESSAGE])
+                while due and due[0] <= spoken:
+                    due.pop(0)
+                    heard.commits.append(time.monotonic())
+                    await socket.send(json.dumps({"type": "commit"}))
+            await socket.send(json.dumps({"type": "end"}))
+            await asyncio.wait_for(reading, 120)
+    except Exception as error:  # a refused or broken stream is a result, too
+        heard.error = f"{type(error).__name__}: {error}"
+    return heard
+
+
+def client(
+    url: str, scripts: list[Script], options: dict[str, str], start: float, commit: bool
+) -> list[Heard]:
+    """One process of paced streams, begun 0 … 1 s apart so that they do not speak in step."""
+
+    async def main() -> list[Heard]:
+        offsets = [random.Random(at).random() for at in range(len(scripts))]
+        return await asyncio.gather(
+            *(
+                listen(url, script, options, start + offset, commit)
+                for script, offset in zip(scripts, offsets, strict=True)
+            )
+        )
+
+    return asyncio.run(main())
+
+
+# What the messages say.
+
+
+def plain(text: str) -> list[str]:
+    """Words without case and punctuation."""
+    kept = "".join(each if each.isalnum() or each in "' " else " " for each in text.lower())
+    return kept.split()
+
+
+@dataclass
+class Figures:
+    """All measurements of one level of load."""
+
+    first: list[float] = field(default_factory=list)
+    word: list[float] = field(default_factory=list)
+    commit: list[float] = field(default_factory=list)
+    final: list[float] = field(default_factory=list)
+    answer: list[float] = field(default_factory=list)
+    erased: int = 0
+    shown: int = 0
+    changed: int = 0
+    words: int = 0
+    errors: int = 0
+    missing: int = 0
+    extra: int = 0
+    committed_words: int = 0
+    committed_errors: int = 0
+    partials: int = 0
+    speech: float = 0.0
+    failed: list[str] = field(default_factory=list)
+
+    def take(self, heard: Heard) -> None:
+        """Add one stream."""
+        if heard.error:
+            self.failed.append(heard.error)
+        self.failed += [m["message"] for _, m in heard.messages if m["type"] == "error"]
+        truth = [
+            (plain(text)[0] if plain(text) else text, start, end)
+            for s in heard.script.sentences
+            for text, start, end in s
+        ]
+        self.speech += sum(s[-1][2] - s[0][1] for s in heard.script.sentences)
+        finals = [(when, m) for when, m in heard.messages if m["type"] == "final"]
+        partials: dict[int, list[tuple[float, dict]]] = {}
+        for when, message in heard.messages:
+            if message["type"] == "partial":
+                partials.setdefault(message["utterance"], []).append((when, message))
+        said = [
+            (word, m["utterance"], at)
+            for _, m in finals
+            for at, word in enumerate(plain(m["text"]))
+        ]
+        found = jiwer.process_words(
+            " ".join(w for w, _, _ in truth), " ".join(w for w, _, _ in said) or "∅"
+        )
+        self.words += len(truth)
+        self.missing += found.deletions
+        self.extra += found.insertions
+        self.errors += found.substitutions + found.deletions + found.insertions
+        place = {}  # word of the finals -> true word, where they are the same
+        for chunk in found.alignments[0]:
+            if chunk.type == "equal":
+                for step in range(chunk.ref_end_idx - chunk.ref_start_idx):
+                    _, utterance, at = said[chunk.hyp_start_idx + step]
+                    place[utterance, at] = truth[chunk.ref_start_idx + step]
+        committed_by = {}
+        for when, final in finals:
+            number = final["utterance"]
+            text = plain(final["text"])
+            shown = [
+                (t, plain(m["committed"] + m["tentative"]), m["committed"])
+                for t, m in partials.get(number, [])
+            ]
+            self.partials += len(shown)
+            before = ""
+            for _, _, committed in [*shown, (when, text, final["text"])]:
+                self.changed += not committed.startswith(before)
+                before = committed
+            committed_by[number] = len(plain(shown[-1][2])) if shown else 0
+            self.erased += sum(
+                len(old) - _common(old, new)
+                for (_, old, _), (_, new, _) in zip(
+                    shown, [*shown[1:], (when, text, "")], strict=False
+                )
+            )
+            self.shown += len(text)
+            mine = [(at, place[number, at]) for at in range(len(text)) if (number, at) in place]
+            for at, (word, _, end) in mine:
+                spoken = heard.began + end
+                seen = [t for t, words, _ in shown if len(words) > at and words[at] == word] + [
+                    when
+                ]
+                held = [t for t, _, committed in shown if len(plain(committed)) > at] + [when]
+                self.word.append(seen[0] - spoken)
+                self.commit.append(held[0] - spoken)
+            if mine and mine[0][0] == 0 and shown:
+                self.first.append(
+                    next((t for t, words, _ in shown if words), when) - heard.began - mine[0][1][1]
+                )
+            if mine and mine[-1][0] == len(text) - 1:
+                self.final.append(when - heard.began - mine[-1][1][2])
+        for sent in heard.commits:
+            after = [t for t, m in finals if t > sent]
+            if after:
+                self.answer.append(after[0] - sent)
+        self._committed(found, said, committed_by)
+
+    def _committed(self, found: jiwer.WordOutput, said: list, committed_by: dict[int, int]) -> None:
+        """Errors among the words that were committed before the final."""
+        for chunk in found.alignments[0]:
+            for at in range(chunk.hyp_start_idx, chunk.hyp_end_idx):
+                _, utterance, place = said[at]
+                if place < committed_by.get(utterance, 0):
+                    self.committed_words += 1
+                    self.committed_errors += chunk.type != "equal"
+
+
+def _common(old: Sequence[str], new: Sequence[str]) -> int:
+    at = 0
+    while at < min(len(old), len(new)) and old[at] == new[at]:
+        at += 1
+    return at
+
+
+def quantiles(values: Iterable[float]) -> str:
+    """P50/P95/P99 in ms."""
+    ordered = sorted(values)
+    if not ordered:
+        return "-"
+    return "/".join(
+        f"{1000 * ordered[min(len(ordered) - 1, int(q * len(ordered)))]:.0f}"
+        for q in (0.5, 0.95, 0.99)
+    )
+
+
+# The server.
+
+
+def serve(shape: str, port: int, window: str, more: list[str]) -> subprocess.Popen:
+    path = toy.build(shape)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "server", "serve", "--port", str(port), "--model", f"toy={path}", "--default-model", "toy",
+         "--offline", "--device", "cpu", "--window", window, "--preload", "toy", "--log-level", "warning", *more],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as answer:
+                if answer.status == 200:
+                    return server
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit("the server did not become ready")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of the process and the children it has waited for or still has."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    found = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    total = (int(found[11]) + int(found[12])) / ticks
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            total += cpu_seconds(int(child))
+    return total
+
+
+def memory(pid: int) -> float:
+    """Resident MiB."""
+    return (
+        int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    )
+
+
+def offline(port: int, scripts: list[Script]) -> tuple[int, int]:
+    """Word errors and words of the same audio over REST."""
+    import httpx2
+
+    errors = words = 0
+    for script in scripts:
+        answer = httpx2.post(
+            f"http://127.0.0.1:{port}/v1/audio/transcriptions",
+            data={"response_format": "text", "language": script.language},
+            files={"file": ("a.wav", wav(script.samples))},
+            timeout=300,
+        )
+        answer.raise_for_status()
+        found = jiwer.process_words(
+            " ".join(plain(script.text)), " ".join(plain(answer.text)) or "∅"
+        )
+        errors += found.substitutions + found.deletions + found.insertions
+        words += len(plain(script.text))
+    return errors, words
+
+
+def measure(
+    given: argparse.Namespace, server: subprocess.Popen, port: int, streams: int
+) -> Figures:
+    scripts = [compose(given.seed + at, given.seconds) for at in range(streams)]
+    processes = min(streams, 2)
+    shares = [scripts[at::processes] for at in range(processes)]
+    options = {"endpointing_ms": str(given.endpointing), "partials": "true"}
+    if given.commit:
+        options["endpointing_ms"] = "5000"
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        start = time.monotonic() + 3.0
+        url = f"ws://127.0.0.1:{port}"
+        before, began = cpu_seconds(server.pid), time.monotonic()
+        told = pool.starmap(
+            client, [(url, share, options, start, given.commit) for share in shares]
+        )
+        used = (cpu_seconds(server.pid) - before) / (time.monotonic() - began - 3.0)
+    figures = Figures()
+    for share in told:
+        for heard in share:
+            figures.take(heard)
+    print(
+        f"| {streams} | {quantiles(figures.first)} | {quantiles(figures.word)} | {quantiles(figures.commit)}"
+        f" | {quantiles(figures.answer if given.commit else figures.final)} | {figures.erased / max(1, figures.shown):.3f}"
+        f" | {100 * figures.errors / max(1, figures.words):.2f} | {100 * figures.committed_errors / max(1, figures.committed_words):.2f}"
+        f" | {figures.missing}/{figures.extra} | {figures.changed} | {figures.partials / max(1.0, figures.speech):.1f}"
+        f" | {100 * used:.0f} % | {memory(server.pid):.0f} |",
+        flush=True,
+    )
+    for fault in sorted(set(figures.failed)):
+        print(f"    {figures.failed.count(fault)} x {fault}")
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", default="native")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--window", default="auto", choices=["auto", "short", "full"])
+    parser.add_argument("--endpointing", type=int, default=200, help="milliseconds")
+    parser.add_argument(
+        "--commit", action="store_true", help="the client ends utterances: prints commit -> final"
+    )
+    parser.add_argument(
+        "--offline",
+        action="store_true",
+        help="decode the same audio over REST, for its word errors",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--port", type=int, default=8191)
+    parser.add_argument(
+        "--serve", nargs=argparse.REMAINDER, default=[], help="more flags for the server"
+    )
+    given = parser.parse_args()
+    server = serve(given.shape, given.port, given.window, given.serve)
+    try:
+        print(
+            f"toy of shape {given.shape}, int8, window {given.window}, endpointing {given.endpointing} ms,"
+            f" {given.seconds:g} s a stream, {os.cpu_count()} cores shared with the clients; P50/P95/P99 in ms\n"
+        )
+        last = "commit -> final" if given.commit else "speech -> final"
+        print(
+            f"| streams | first partial | word | commit | {last} | erasure | WER % | WER of committed % | missing/extra | changed | partials a s | CPU | MiB |"
+        )
+        print("|" + " --- |" * 13)
+        for streams in given.streams:
+            measure(given, server, given.port, streams)
+        if given.offline:
+            scripts = [compose(given.seed + at, given.seconds) for at in range(max(given.streams))]
+            errors, words = offline(given.port, scripts)
+            print(f"\nThe same audio over REST: {100 * errors / words:.2f} % of {words} words")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+
+
+if __name__ == "__main__":
+    main()
