@@ -229,6 +229,9 @@ class Download:
         total = sum(file.size for file in files)
         here = sum(min(file.size, _here(blobs, file)) for file in files)
         _check_disk(self.repository, self._cache, total - here)
+        log.info(
+            "downloading %s, %.0f MB of %.0f", self.repository, (total - here) / 1e6, total / 1e6
+        )
         for each in (blobs, snapshot, folder / "refs"):
             each.mkdir(parents=True, exist_ok=True)
         finished = 0

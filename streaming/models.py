@@ -173,7 +173,7 @@ class Catalogue:
         why = f"{self._setting} is set" if self._offline else "the model hub cannot be reached"
         return (
             f"using the built-in recogniser PocketSphinx (English only, modest accuracy): {self._implicit} is not"
-            f" downloaded and {why}; connect once, or put a model into STT_MODEL_DIR"
+            f" downloaded and {why}; connect once, or put a model into STT_MODEL_DIR and name it with STT_DEFAULT_MODEL"
         )
 
     def settle(self) -> str | None:

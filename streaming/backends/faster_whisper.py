@@ -7,9 +7,11 @@ one parallel pass at an eighth of the cost of decoding, and text without timesta
 
 from __future__ import annotations
 
+import ctypes
 import os
 import zlib
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,8 @@ class FasterWhisper:
         model, self._model = self._model, None
         if model is not None:
             model.unload_model()
+            del model
+            _trim()
 
     def _decode(self, model: Any, windows: list[Window]) -> list[Hypothesis]:
         if not windows:
@@ -401,6 +405,12 @@ class _Loader:
 
 
 LOADER = _Loader()
+
+
+def _trim() -> None:
+    """Give what was freed back to the system: glibc keeps it, hundreds of megabytes once a few models came and went."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _padded(length: int, floor: int) -> int:

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import subprocess
+import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -129,3 +131,49 @@ def test_a_gpu_whose_library_is_missing_is_refused_with_the_remedy() -> None:
 
 def test_a_cpu_is_not_asked() -> None:
     load(Card(BROKEN["empty"]), "cpu")
+
+
+def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
+    """In a process of its own: models come and go, and what they took goes with them."""
+    script = """
+import asyncio, sys
+from pathlib import Path
+from streaming import selftest
+from streaming.backends import loaders
+from streaming.local import LocalEngine, Plan
+from streaming.models import Catalogue
+from streaming.types import Device, Options, Recording
+from tests.fakes import Loudness
+
+def used():
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
+    return int(line.split()[1]) // 1024
+
+async def main():
+    found = loaders()
+    models = {"a": Path(sys.argv[1]), "b": Path(sys.argv[1])}
+    catalogue = Catalogue(found, default="a", paths=models, offline=True)
+    engine = LocalEngine(catalogue, found, Loudness, Plan(Device(workers=2, threads=1), max_models=1))
+    for name in "abab":
+        async for _ in engine.transcribe(Recording(selftest.CLIP), Options(name, beam=1, window="short")):
+            pass
+        loaded = used()
+        if name == "b":
+            await engine.unload(name)
+        print(loaded, used())
+    await engine.aclose()
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(toy.build(shape="base"))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    rows = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    (_, _), (loaded, first), (_, _), (_, second) = rows
+    assert loaded - first > 50, rows
+    assert second - first < 60, rows
