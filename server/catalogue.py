@@ -16,7 +16,7 @@ from server.routes import Endpoint, Parameter, Reply
 from streaming.models import OPENAI_NAMES, Entry
 
 
-class Model(msgspec.Struct, omit_defaults=True):
+class Model(msgspec.Struct):
     """OpenAI's `Model`, and more."""
 
     id: str
@@ -112,6 +112,7 @@ async def delete(request: Request) -> Response:
             409,
             f"model {entry.id} is in memory; unload it first with DELETE /api/ps/{entry.id}",
             param="model",
+            code="model_loaded",
             headers={"x-should-retry": "false"},
         )
     if not await asyncio.to_thread(here.catalogue.remove, name):

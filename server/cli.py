@@ -109,6 +109,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     _engine_flags(transcribe)
 
+    listen = verb("listen", "live captions of the microphone, from a running server", _listen)
+    listen.add_argument("--device", metavar="NAME", help="number or part of the name of the input")
+    listen.add_argument("--list-devices", action="store_true", help="show the audio devices")
+    stream = verb("stream", "live captions of a file, from a running server", _stream)
+    stream.add_argument("file", metavar="FILE", help="a recording, in any container")
+    stream.add_argument(
+        "--speed",
+        type=_speed,
+        default=1.0,
+        metavar="X",
+        help="times as fast as it plays; 0: as fast as the server is [default: 1]",
+    )
+    for each in (listen, stream):
+        _live_flags(each)
+
     models = verb("models", "list, download and remove models", _models_help)
     actions = models.add_subparsers(title="actions", metavar="ACTION")
     for name, help_text, run in (
@@ -134,6 +149,30 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("url", nargs="?", help="default: http://127.0.0.1:$STT_PORT, or 8100")
         each.add_argument("--key", help="API key [env: OPEN_SPEECH_KEY]")
     return parser
+
+
+def _live_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", help="of the server; default: http://localhost:$STT_PORT, or 8100")
+    parser.add_argument("--key", help="API key [env: STT_API_KEY]")
+    parser.add_argument("-m", "--model-name", metavar="MODEL", help="default: the server's")
+    parser.add_argument(
+        "-l", "--language", metavar="CODE", help="language of the speech; default: detected"
+    )
+    parser.add_argument("--task", choices=("transcribe", "translate"), default="transcribe")
+    parser.add_argument("--prompt", default="", help="text that is supposed to precede the audio")
+    parser.add_argument("--hotwords", default="", help="words to listen for, separated by commas")
+    parser.add_argument(
+        "--endpointing-ms", type=int, metavar="MS", help="silence that ends an utterance"
+    )
+    parser.add_argument("--srt", metavar="FILE", help="write subtitles there, too")
+    parser.add_argument("--json", action="store_true", help="one JSON object an event on stdout")
+
+
+def _speed(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("the speed must be a number from 0 up")
+    return value
 
 
 def _engine_flags(parser: argparse.ArgumentParser) -> None:
@@ -190,6 +229,10 @@ def _serve(given: dict[str, Any]) -> int:
     log = logging.getLogger("server")
     log.debug("settings: %s", configuration.redacted(settings))
     where = assembly.device(settings)
+    if settings.lan:
+        from server import lan
+
+        settings = lan.prepare(settings)
     if settings.host not in ("127.0.0.1", "localhost", "::1") and not settings.api_keys:
         log.warning(
             "listening on %s without a key: whoever reaches this address can use the server; set STT_API_KEYS",
@@ -227,6 +270,18 @@ def _models_rm(given: dict[str, Any]) -> int:
     from server.commands import models
 
     return models.remove(_settings(given), given["names"])
+
+
+def _listen(given: dict[str, Any]) -> int:
+    from server.commands import live
+
+    return live.listen(given)
+
+
+def _stream(given: dict[str, Any]) -> int:
+    from server.commands import live
+
+    return live.stream(given)
 
 
 def _ps(given: dict[str, Any]) -> int:

@@ -110,7 +110,7 @@ class Conversation:
             self._do(self._dialect.begin())
             work = [
                 loop.create_task(self._guarded(part))
-                for part in (self._read(), self._drive(), self._carry())
+                for part in (self._read(), self._drive(), self._carry(), self._watch())
             ]
             return await self._write()
         except Overloaded as fault:
@@ -195,6 +195,11 @@ class Conversation:
                 case End():
                     await self._finish()
                     self._do(self._dialect.receive_end())
+
+    async def _watch(self) -> None:
+        """Tell the dialect when the server stops."""
+        await self._here.stopping.wait()
+        self._do(self._dialect.receive_stop())
 
     async def _finish(self) -> None:
         """End the open stream and wait until all its events are encoded."""

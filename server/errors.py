@@ -9,6 +9,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import WebSocketRoute
 
 from streaming.errors import (
     AudioError,
@@ -21,6 +22,7 @@ from streaming.errors import (
     OpenSpeechError,
     Overloaded,
     TooLong,
+    TooShort,
     UnknownModel,
     Unsupported,
 )
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 _TABLE: tuple[tuple[type[OpenSpeechError], int, str | None], ...] = (
     # the most special first
     (TooLong, 413, "audio_too_long"),
+    (TooShort, 400, "audio_too_short"),
     (NoAudio, 400, "no_audio"),
     (AudioError, 400, "invalid_audio"),
     (UnknownModel, 404, "model_not_found"),
@@ -66,9 +69,10 @@ def problem(
     param: str | None = None,
     code: str | None = None,
     headers: dict[str, str] | None = None,
+    kind: str | None = None,
 ) -> JSONResponse:
     """A response that carries the envelope. OpenAI's clients retry what is 408, 409, 429 or 5xx, unless told not to."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
+    kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
     return JSONResponse(body(message, kind=kind, param=param, code=code), status, headers)
 
 
@@ -109,6 +113,16 @@ async def on_http(request: Request, error: Exception) -> Response:
     url = f"{request.method} {request.url.path[:200]}"
     headers = dict(error.headers) if error.headers else {}
     message, code = str(error.detail), None
+    kind = None
+    if error.status_code == 413:
+        kind, code = "server_error", "payload_too_large"  # OpenAI's type for it
+    if error.status_code == 404 and _socket(request):
+        return problem(
+            426,
+            f"{request.url.path} is a WebSocket; connect with ws:// or wss://",
+            code="upgrade_required",
+            headers={"upgrade": "websocket", "connection": "upgrade"},
+        )
     if error.status_code == 404:
         message, code = f"invalid URL ({url}); GET /docs lists the routes", "unknown_url"
     elif error.status_code == 405:
@@ -118,7 +132,14 @@ async def on_http(request: Request, error: Exception) -> Response:
             f"method not allowed ({url}); this route takes {allowed}",
             "method_not_allowed",
         )
-    return problem(error.status_code, message, code=code, headers=headers or None)
+    return problem(error.status_code, message, code=code, headers=headers or None, kind=kind)
+
+
+def _socket(request: Request) -> bool:
+    routes = request.app.routes
+    return any(
+        isinstance(each, WebSocketRoute) and each.path == request.url.path for each in routes
+    )
 
 
 async def on_crash(request: Request, error: Exception) -> Response:

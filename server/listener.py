@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 import ssl
 import sys
+import uuid
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from server import errors, lan
 from server.context import Context
 from server.settings import Settings
 
@@ -50,6 +54,31 @@ class _Http(H11Protocol):
         elif self._deadline is None:
             self._arm()
 
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's answer to what is no HTTP, in the envelope; a request that was at work is over."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        told = json.dumps(
+            errors.body("the request is no valid HTTP; send it again", code="bad_request")
+        )
+        head = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(told))),
+            ("x-request-id", "req_" + uuid.uuid4().hex),
+            ("connection", "close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=head, reason=b"Bad Request"),
+            h11.Data(data=told.encode()),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
+
     def _arm(self) -> None:
         self._disarm()
         self._deadline = self.loop.call_later(HEAD, self._expire)
@@ -67,6 +96,9 @@ class _Http(H11Protocol):
 class _Sockets(WebSocketsSansIOProtocol):
     """WebSockets whose handshake has a deadline, and that never stop a shutdown."""
 
+    _heard = 0.0  # when any byte came
+    _asked = 0.0  # when a pong was last missed
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._handshake = self.loop.call_later(HEAD, self._expire)
@@ -79,7 +111,18 @@ class _Sockets(WebSocketsSansIOProtocol):
         self._handshake.cancel()
         super().connection_lost(exc)
 
+    def keepalive_timeout(self) -> None:
+        """No pong came: only a peer of which nothing came, and that we did read, is dead."""
+        # While we read slowly because the engine is behind, the pong lies unread behind audio.
+        if self.read_paused or self._heard > max(self._asked, self.ping_sent_at):
+            assert self.ping_timeout is not None
+            self._asked = self.loop.time()
+            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
+            return
+        super().keepalive_timeout()
+
     def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
         super().data_received(data)
         refused = getattr(self.conn, "handshake_exc", None)
         if not self.handshake_initiated and refused is not None:
@@ -162,6 +205,9 @@ class Server(uvicorn.Server):
         for listener in self.servers:
             for each in listener.sockets:
                 host, port = each.getsockname()[:2]
+        settings = self._here.settings
+        if settings.lan:
+            lan.announce(port, own=settings.tls_cert is not None and lan.is_own(settings.tls_cert))
         shown = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host
         print(
             f"open-speech on {scheme}://{shown}:{port} (Press CTRL+C to quit)",

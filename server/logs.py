@@ -56,6 +56,7 @@ def configure(level: str, shape: str) -> None:
         "uvicorn.access",
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of clients' mistakes
     logging.getLogger("uvicorn.error").setLevel(
         logging.DEBUG if level == "debug" else logging.WARNING
     )

@@ -84,7 +84,8 @@ async def load(request: Request) -> Response:
             code="model_loaded",
             headers={"x-should-retry": "false"},
         )
-    return JSONResponse(msgspec.to_builtins(_loaded(info)), 200 if there else 201)
+    now = next((each for each in here.engine.loaded() if each.id == entry.id), info)
+    return JSONResponse(msgspec.to_builtins(_loaded(now)), 200 if there else 201)
 
 
 async def unload(request: Request) -> Response:

@@ -42,9 +42,10 @@ class Secrets:
 
     def make(self, seconds: float, configuration: Configuration, now: float) -> str:
         """A new one."""
-        for value, (until, _) in list(self._found.items()):
-            if until <= now:
-                del self._found[value]
+        if len(self._found) >= SECRETS:
+            for value, (until, _) in list(self._found.items()):
+                if until <= now:
+                    del self._found[value]
         if len(self._found) >= SECRETS:
             self._found.popitem(last=False)
         value = "ek_" + secrets.token_urlsafe(32)

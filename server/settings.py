@@ -22,6 +22,11 @@ class Settings:
         Path | None, "server", "certificate file (PEM); with --tls-key serves HTTPS"
     ] = None
     tls_key: Annotated[Path | None, "server", "private key file (PEM)"] = None
+    lan: Annotated[
+        bool,
+        "server",
+        "HTTPS for the local network, so that phones may use the page; makes a certificate",
+    ] = False
     allow_origins: Annotated[
         tuple[str, ...], "server", "origins that browsers may call from; none by default"
     ] = ()

@@ -20,7 +20,7 @@ from server import errors, fields, formats, languages, uploads
 from server.context import context
 from server.fields import Output
 from server.routes import Endpoint, Reply
-from streaming.errors import OpenSpeechError
+from streaming.errors import OpenSpeechError, TooShort
 from streaming.types import (
     RATE,
     Options,
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 KEEP_ALIVE = 15.0
 """Seconds of silence on an event stream after which a comment tells proxies that somebody is there."""
+SHORTEST = RATE // 10
 T = TypeVar("T")
 
 
@@ -65,10 +66,20 @@ async def _serve(request: Request, task: Task) -> Response:
         if output.stream:
             # What the client did wrong shows in the first step: it gets a status, not an event.
             first = await while_connected(request, anext(items))
+            _check_length(first)
             # The file and the generator live as long as the response.
             return _Live(stack.pop_all(), _events(first, items, options, output))
         segments, summary = await while_connected(request, gathered(items))
+        _check_length(summary)
     return answer(segments, summary, options, output)
+
+
+def _check_length(item: Transcribed) -> None:
+    """OpenAI refuses what is too short for a word; silence is fine."""
+    if isinstance(item, Summary) and item.samples < SHORTEST:
+        raise TooShort(
+            f"the recording is {item.samples / RATE:.3f} s long; the shortest that is taken is {SHORTEST / RATE:g} s"
+        )
 
 
 async def gathered(items: AsyncIterator[Transcribed]) -> tuple[list[Segment], Summary]:
@@ -129,12 +140,19 @@ def _json(
     segments: list[Segment], summary: Summary, options: Options, output: Output
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"text": formats.text(segments)}
-    if options.task == "transcribe" and summary.language_probability is not None:
-        found["languages"] = [{"code": summary.language}]
+    if options.task == "transcribe" and (detected := _detected(summary, options)) is not None:
+        found["languages"] = detected
     if output.logprobs:
         found["logprobs"] = [entry for segment in segments for entry in _logprobs(segment)]
     found["usage"] = _usage(summary)
     return found
+
+
+def _detected(summary: Summary, options: Options) -> list[dict[str, Any]] | None:
+    """The language that was found, none for silence; None where nobody had to look."""
+    if summary.language is not None and summary.language_probability is not None:
+        return [{"code": summary.language}]
+    return [] if options.language is None and summary.language is None else None
 
 
 def _logprobs(segment: Segment) -> list[dict[str, Any]]:
@@ -272,6 +290,7 @@ class _Writer:
         self._options = options
         self._output = output
         self._text = ""
+        self._logprobs: list[dict[str, Any]] = []
         self._count = 0
         self._captions = formats.Captions(output.width, output.lines)
 
@@ -281,8 +300,10 @@ class _Writer:
                 return self._segment(item)
             case Summary() if self._output.format == "json":
                 done: dict[str, Any] = {"type": "transcript.text.done", "text": self._text}
-                if item.language is not None and item.language_probability is not None:
-                    done["languages"] = [{"code": item.language}]
+                if self._output.logprobs:
+                    done["logprobs"] = self._logprobs
+                if (detected := _detected(item, self._options)) is not None:
+                    done["languages"] = detected
                 return [_frame(json.dumps(done, ensure_ascii=False))]
             case Summary():
                 return self.rest()
@@ -317,6 +338,7 @@ class _Writer:
                 event: dict[str, Any] = {"type": "transcript.text.delta", "delta": delta}
                 if output.logprobs:
                     event["logprobs"] = _logprobs(segment)
+                    self._logprobs += event["logprobs"]
                 return [_frame(json.dumps(event, ensure_ascii=False))] if delta else []
             case "text":
                 return [_frame(segment.text.strip())]

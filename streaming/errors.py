@@ -6,6 +6,7 @@
     ├── InputError                what the client sent cannot be served as it is
     │   ├── AudioError            the bytes are not audio that can be decoded
     │   │   ├── NoAudio           nothing in it, or no audio stream
+    │   │   ├── TooShort          less audio than any word takes
     │   │   └── TooLong           more audio than is allowed
     │   ├── Unsupported           the chosen model or this build cannot do that
     │   └── UnknownModel          no such name in the catalogue
@@ -48,6 +49,10 @@ class NoAudio(AudioError):
 
 class TooLong(AudioError):
     """The recording holds more audio than is allowed."""
+
+
+class TooShort(AudioError):
+    """The recording holds less audio than a word takes."""
 
 
 class Unsupported(InputError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from streaming.errors import ModelUnavailable, OpenSpeechError, UnknownModel
+from streaming.errors import ModelUnavailable, OpenSpeechError, UnknownModel, Unsupported
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Download:
         """`after` is called when all files are there; what it raises is the download's fault."""
         self.repository = repository
         self.progress: Progress | None = None
-        """None until the first byte is on its way."""
+        """None until bytes come: then the hub has agreed to send them."""
         self.done: Future[None] = Future()
         self.done.set_running_or_notify_cancel()  # one who stops waiting does not stop it
         self._cache = cache
@@ -235,7 +235,6 @@ class Download:
         for each in (blobs, snapshot, folder / "refs"):
             each.mkdir(parents=True, exist_ok=True)
         finished = 0
-        self._tell(Progress(here, total))
         for file in files:
 
             def tell(have: int, before: int = finished) -> None:
@@ -269,9 +268,10 @@ def _listing(repository: str) -> tuple[str, list[_File]]:
             files.append(_File(sibling.rfilename, sibling.size or 0, blob, sha256))
     names = {file.name for file in files}
     if WEIGHTS not in names:
-        raise ModelUnavailable(
+        raise Unsupported(
             f"{repository} holds no CTranslate2 model (model.bin); choose a converted one, such as"
-            " Systran/faster-whisper-base"
+            " Systran/faster-whisper-base",
+            param="model",
         )
     return commit, sorted(files, key=lambda file: FILES.index(file.name))
 

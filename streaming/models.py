@@ -244,7 +244,7 @@ class Catalogue:
         if not entry.downloaded and not self._may_download(entry):
             raise UnknownModel(
                 f"the model {entry.id!r} is not on this server; have it downloaded with POST /api/pull/{entry.id},"
-                " or set STT_ALLOW_DOWNLOADS"
+                " or set STT_ALLOW_DOWNLOADS=any"
             )
         return entry
 
@@ -498,9 +498,10 @@ class Catalogue:
                 def arrived() -> None:
                     self.refresh()
                     if not self.entry(repository).downloaded:
-                        raise ModelUnavailable(
+                        raise Unsupported(
                             f"{repository} was downloaded but holds no weights that an installed backend reads; choose"
-                            " a repository with a CTranslate2 model"
+                            " a repository with a CTranslate2 model",
+                            param="model",
                         )
 
                 found = hub.Download(repository, self._cache(), arrived)

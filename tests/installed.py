@@ -59,6 +59,8 @@ class Running:
     url: str
     said: list[str]
     """Its lines so far."""
+    process: int
+    """Its id."""
     status: int | None = None
     """After the end."""
 
@@ -74,7 +76,7 @@ def serving(command: Path, folder: Path, **variables: str) -> Iterator[Running]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    running = Running("", [])
+    running = Running("", [], process.pid)
     ready = threading.Event()
 
     def read() -> None:

@@ -178,15 +178,15 @@ def context(engine: object, **settings: object) -> Context:
 
 
 @contextmanager
-def running(make: Callable[[], tuple[object, Context]]) -> Iterator[str]:
+def running(make: Callable[[], tuple[object, Context]], ping: float = 20.0) -> Iterator[str]:
     """The base URL of a server that runs while the block does. `make` gives its app and context, on its own loop."""
-    with stoppable(make) as (url, _):
+    with stoppable(make, ping=ping) as (url, _):
         yield url
 
 
 @contextmanager
 def stoppable(
-    make: Callable[[], tuple[object, Context]], port: int = 0
+    make: Callable[[], tuple[object, Context]], port: int = 0, ping: float = 20.0
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """The same on `port`, with a function that asks the server to stop, as a signal would."""
     ready, stop = threading.Event(), threading.Event()
@@ -202,6 +202,8 @@ def stoppable(
                 ws=_Sockets,
                 ws_max_size=MESSAGE,
                 ws_per_message_deflate=False,
+                ws_ping_interval=ping,
+                ws_ping_timeout=ping,
                 lifespan="on",
                 log_config=None,
                 access_log=False,

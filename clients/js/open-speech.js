@@ -717,14 +717,15 @@ async function capture(media, worklet) {
 /** Microphone to text in one call: a stream that ends, device included, with `stream.end()` or `stream.close()`. */
 export async function listen(url, { microphone = {}, ...options } = {}) {
   const source = microphone instanceof Capture ? microphone : await openMicrophone(microphone);
-  let stream;
+  const stream = new Stream(url, { ...options, encoding: "pcm_s16le", sample_rate: source.sampleRate, channels: 1 });
+  // What is said while the server prepares is kept, and heard once it is ready.
+  source.start((frame) => stream.state !== "closed" && stream.send(frame));
   try {
-    stream = await connect(url, { ...options, encoding: "pcm_s16le", sample_rate: source.sampleRate, channels: 1 });
+    await stream.open();
   } catch (error) {
     source.stop();
     throw error;
   }
-  source.start((frame) => stream.send(frame));
   source.addEventListener("ended", () => stream.end().catch(() => {}));
   stream.addEventListener("connection", ({ detail }) => detail.state === "closed" && source.stop());
   const end = stream.end.bind(stream);
@@ -735,13 +736,15 @@ export async function listen(url, { microphone = {}, ...options } = {}) {
   return stream;
 }
 
-// Subtitles. The rules are the server's: a cue has at most two lines of 42 columns, shows no words across a pause, and
-// does not overlap the next one.
+// Subtitles. The rules are the server's: a cue has at most two lines of 42 columns and stays for at most 7 s, shows no
+// words across a pause, and does not overlap the next one. Times are counted in samples of 16 kHz, as the server does.
 
-/** Silence that no cue spans, in seconds. */
-const PAUSE = 0.5;
-/** Seconds that a cue stays after its last word at most, and altogether at least. */
-const LINGER = 1;
+const RATE = 16_000;
+const PAUSE = RATE / 2;
+const LINGER = RATE;
+const LONGEST = 7 * RATE;
+const BLINK = RATE / 1000;
+const CLAUSE = /[,;:.?!，、。？！；：]$/u;
 
 /** Finals as plain text, an utterance a line. */
 export function text(finals) {
@@ -768,8 +771,7 @@ export function vtt(finals, options) {
 
 /** `01:02:03,456`, always with hours. */
 export function clock(seconds, mark = ".") {
-  const exact = Math.round(seconds * 16000) / 16; // samples at 16 kHz, so that halves are exact
-  const all = exact % 2 === 0.5 ? exact - 0.5 : Math.round(exact); // and go to the even side, as the server's do
+  const all = Math.floor((samples(seconds) * 1000 + RATE / 2) / RATE);
   const two = (number) => String(number).padStart(2, "0");
   const rest = String(all % 1000).padStart(3, "0");
   return `${two(Math.floor(all / 3_600_000))}:${two(Math.floor(all / 60_000) % 60)}:${two(Math.floor(all / 1000) % 60)}${mark}${rest}`;
@@ -777,64 +779,101 @@ export function clock(seconds, mark = ".") {
 
 /** Cues of finals: `{start, end, lines}` in seconds. Words, where finals have them, give the times inside. */
 export function cues(finals, { width = 42, lines = 2 } = {}) {
-  const made = finals.flatMap((final) =>
-    groups(spaced(final), width, lines).map((group) => ({
-      start: group[0].start,
-      end: group.at(-1).end,
-      lines: balanced(group, width, lines),
-    })),
-  );
-  return made.map((cue, at) => {
-    const limit = at + 1 < made.length ? made[at + 1].start : cue.end + LINGER;
-    const end = Math.min(Math.max(cue.end, cue.start + LINGER), cue.end + LINGER, Math.max(limit, cue.start + 0.001));
-    return { ...cue, end };
-  });
-}
-
-/** The words of a final with the space before each; without times, these are spread by length. */
-function spaced(final) {
-  if (final.words?.length) {
-    let at = 0;
-    return final.words.map((word) => {
-      const found = final.text.indexOf(word.text, at);
-      const space = found > at && at > 0 ? final.text.slice(at, found) : "";
-      if (found >= 0) at = found + word.text.length;
-      return { text: space + word.text, start: word.start, end: word.end };
-    });
+  const made = [];
+  for (const final of finals) {
+    for (const group of groups(spaced(final).flatMap(parts), width, lines)) {
+      const last = made.at(-1);
+      const start = last ? Math.max(group[0].start, last.start + BLINK) : group[0].start;
+      const end = Math.max(start + BLINK, group.at(-1).end);
+      made.push({ start, end, lines: balanced(group, width, lines) });
+    }
   }
-  const parts = final.text.match(/\s*\S+/g) ?? [];
-  const total = parts.reduce((sum, part) => sum + part.length, 0) || 1;
-  const [first, last] = [final.start, final.end].map((seconds) => Math.round(seconds * 16000)); // as the server counts
-  let at = 0;
-  const time = () => (first + Math.floor(((last - first) * at) / total)) / 16000;
-  return parts.map((part) => {
-    const start = time();
-    at += part.length;
-    return { text: part, start, end: time() };
+  return made.map((cue, at) => {
+    const end = Math.min(Math.max(cue.end, cue.start + LINGER), cue.end + LINGER, cue.start + LONGEST, made[at + 1]?.start ?? Infinity);
+    return { start: cue.start / RATE, end: end / RATE, lines: cue.lines };
   });
 }
 
-/** Words that share a cue: as many as fit, cut at pauses, and at clauses where a cut is needed anyway. */
+function samples(seconds) {
+  return Math.round(seconds * RATE);
+}
+
+/** The words of a final with the space before each, in samples; without times, these are spread by length. */
+function spaced(final) {
+  if (!final.words?.length) {
+    return timed(final.text.match(/\s*\S+/g) ?? [], samples(final.start), samples(final.end));
+  }
+  let at = 0;
+  return final.words.map((word) => {
+    const found = final.text.indexOf(word.text, at);
+    const space = found > at && at > 0 ? final.text.slice(at, found) : "";
+    if (found >= 0) at = found + word.text.length;
+    return { text: space + word.text, start: samples(word.start), end: samples(word.end) };
+  });
+}
+
+function timed(texts, start, end) {
+  const total = texts.reduce((sum, each) => sum + columns(each), 0) || 1;
+  let at = 0;
+  const time = () => start + Math.floor(((end - start) * at) / total);
+  return texts.map((text) => {
+    const begin = time();
+    at += columns(text);
+    return { text, start: begin, end: time() };
+  });
+}
+
+// Scripts without spaces between words: Thai, Lao, Burmese, Khmer; kana and Han. A letter of them takes the opening marks
+// before it and whatever may not begin a line.
+const UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{3ffff}";
+const PART = new RegExp(
+  `\\s*[（「『【〈《“‘(\\[]*(?:[${UNSPACED}]|[^\\s${UNSPACED}]+?(?=[${UNSPACED}（「『【〈《]|\\s|$))` +
+    "[、。，．！？：；・）」』】〉》”’)\\],.!?:;…ー々ゝぁぃぅぇぉっゃゅょァィゥェォッャュョ" +
+    "\u0e30-\u0e3a\u0e45-\u0e4e\u0eb0-\u0ebc\u0ec8-\u0ece\u102b-\u103e\u17b4-\u17d3]*",
+  "gu",
+);
+const HAS_UNSPACED = new RegExp(`[${UNSPACED}]`, "u");
+
+/** A word, or in a script without spaces the places at which a line of it may be broken. */
+function parts(word) {
+  if (!HAS_UNSPACED.test(word.text)) return [word];
+  const found = word.text.match(PART) ?? [];
+  return found.length < 2 || found.join("") !== word.text ? [word] : timed(found, word.start, word.end);
+}
+
+/** Words that share a cue: as many as fit, cut at pauses, and at clauses or evenly where a cut is needed anyway. */
 function groups(words, width, lines) {
   const made = [];
   for (const stretch of stretches(words)) {
     let rest = stretch;
     while (rest.length) {
       let fit = 1;
-      while (fit < rest.length && filled(rest.slice(0, fit + 1), width).length <= lines) fit += 1;
-      if (fit < rest.length) {
-        for (let at = fit; at > Math.floor(fit / 2); at -= 1) {
-          if (/[,;:，、.?!]$/u.test(rest[at - 1].text.trimEnd())) {
-            fit = at;
-            break;
-          }
-        }
-      }
+      while (fit < rest.length && fits(rest.slice(0, fit + 1), width, lines)) fit += 1;
+      if (fit < rest.length) fit = cut(rest, fit, width, lines);
       made.push(rest.slice(0, fit));
       rest = rest.slice(fit);
     }
   }
   return made;
+}
+
+/** Where to end a cue of at most `fit` words: after the last clause, or halfway where two cues take what is left. */
+function cut(words, fit, width, lines) {
+  for (let at = fit; at > Math.floor(fit / 2); at -= 1) {
+    if (CLAUSE.test(words[at - 1].text.trimEnd())) return at;
+  }
+  if (!fits(words.slice(fit), width, lines)) return fit;
+  const half = words.reduce((sum, word) => sum + columns(word.text), 0) / 2;
+  let taken = 0;
+  for (let at = 1; at < fit; at += 1) {
+    taken += columns(words[at - 1].text);
+    if (taken >= half && fits(words.slice(at), width, lines)) return at;
+  }
+  return fit;
+}
+
+function fits(words, width, lines) {
+  return words.at(-1).end - words[0].start <= LONGEST && filled(words, width).length <= lines;
 }
 
 function stretches(words) {
@@ -861,7 +900,7 @@ function filled(words, width) {
 function balanced(words, width, lines) {
   let rows = filled(words, width);
   if (rows.length === 2 && lines >= 2) {
-    const unevenness = ([first, second]) => [/[,;:.?!，、]$/u.test(first) ? 0 : 1, Math.abs(columns(first) - columns(second))];
+    const unevenness = ([first, second]) => [CLAUSE.test(first) ? 0 : 1, Math.abs(columns(first) - columns(second))];
     const less = (a, b) => a[0] < b[0] || (a[0] === b[0] && a[1] < b[1]);
     for (let at = 1; at < words.length; at += 1) {
       const pair = [words.slice(0, at), words.slice(at)].map((part) => part.map((word) => word.text).join("").trim());
@@ -872,11 +911,11 @@ function balanced(words, width, lines) {
   return rows.length ? rows : [""];
 }
 
-/** Columns of a line: East Asian characters take two. */
+const WIDE = /[\u1100-\u115f\u2e80-\u303e\u3041-\u33ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\u{20000}-\u{3fffd}]/u;
+
+/** Columns of a line: East Asian characters take two, marks on others none. */
 function columns(line) {
   let sum = 0;
-  for (const letter of line) {
-    sum += /[\u1100-\u115f\u2e80-\u303e\u3041-\u33ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]/u.test(letter) ? 2 : 1;
-  }
+  for (const letter of line) sum += WIDE.test(letter) ? 2 : /\p{Mn}/u.test(letter) ? 0 : 1;
   return sum;
 }

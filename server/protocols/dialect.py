@@ -88,6 +88,10 @@ class Dialect(Protocol):
         """`limit` is reached."""
         ...
 
+    def receive_stop(self) -> list[Command]:
+        """The server stops: finish."""
+        ...
+
     def receive_end(self) -> list[Command]:
         """All events of the stream that was ended have been encoded."""
         ...

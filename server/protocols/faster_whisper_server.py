@@ -145,6 +145,10 @@ class Transcript:
         """There is none."""
         return []
 
+    def receive_stop(self) -> list[Command]:
+        """Finish; its clients know one ending."""
+        return [] if self._ended else self.receive_nothing()
+
     def receive_end(self) -> list[Command]:
         """All is told."""
         return [Close(1000)]

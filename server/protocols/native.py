@@ -36,6 +36,38 @@ TEXT = 64 * 2**10
 MARKER = 256
 """Characters of a marker."""
 
+CLOSES = {
+    1000: "after `end`: all is said",
+    1008: "a mistake, a missing key, or a limit; an `error` message says which",
+    1009: "a message was too big",
+    1011: "the server or the recogniser failed",
+    1012: "the server is stopping; connect again and go on",
+    1013: "too much to do; try again after `retry_after` seconds",
+}
+"""Close codes and what they mean."""
+ERRORS = {
+    "invalid_api_key": "the key is missing or not one of this server's",
+    "invalid_json": "a text message is no JSON",
+    "invalid_value": "a message or an option is not as expected; `param` names the option",
+    "started": "`start` came in a running session; nothing was changed",
+    "ended": "something came after `end`",
+    "too_big": "a message is larger than allowed",
+    "not_resumable": "`resume` is not offered by this server",
+    "model_not_found": "the model is not in the catalogue",
+    "model_unavailable": "the model cannot be loaded or fetched",
+    "model_unloaded": "the model was unloaded by force while in use",
+    "unsupported_value": "the model cannot do what was asked",
+    "invalid_audio": "the audio cannot be decoded",
+    "overloaded": "as many streams are open as the server takes",
+    "recognition_failed": "the recogniser failed; with `utterance`: on that one, and the stream goes on",
+    "slow_reader": "the server's messages are not read",
+    "idle_timeout": "nothing came for too long",
+    "session_limit": "the session has lasted as long as it may",
+    "stopping": "the server is stopping and takes no new session",
+    "internal_error": "the server failed; its log says why",
+}
+"""Codes of `error` messages and what they mean."""
+
 
 class ProtocolError(InputError):
     """A message breaks the protocol; the text says what was expected."""

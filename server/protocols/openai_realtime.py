@@ -158,6 +158,7 @@ class Realtime:
         self._resampler = Resampler(configuration.rate)
         self._opened: Options | None = None
         self._closing = False
+        self._code = 1000
         self._heard = 0  # samples at 16 kHz given to the engine since the session began
         self._claimed = 0  # before this sample everything is committed or cleared
         self._turns: list[_Turn] = []  # not complete, in order of time
@@ -212,11 +213,6 @@ class Realtime:
     def _decode(self, audio: Any) -> Samples:
         if not isinstance(audio, str):
             raise Fault("audio must be base64 text", code="invalid_type", param="audio")
-        if len(audio) > 4 * (APPEND // 3 + 1):
-            raise Fault(
-                f"the audio has more than {APPEND} bytes; append it in several events",
-                param="audio",
-            )
         try:
             data = base64.b64decode(audio, validate=True)
         except (binascii.Error, ValueError):
@@ -224,6 +220,11 @@ class Realtime:
                 "Invalid 'audio'. Expected base64-encoded audio bytes, which could not be decoded.",
                 param="audio",
             ) from None
+        if len(data) > APPEND:
+            raise Fault(
+                f"the audio has {len(data)} bytes; at most {APPEND} are taken, append it in several events",
+                param="audio",
+            )
         return self._resampler.decode(self._decoder.decode(data))
 
     def receive(self, message: _Audio | _Event | _Slip, lag: float) -> list[Command]:
@@ -584,9 +585,16 @@ class Realtime:
         )
         return [self._error(fault), Close(1001, "invalid_request_error.session_expired")]
 
+    def receive_stop(self) -> list[Command]:
+        """What was heard becomes text; the close code has OpenAI's clients connect again."""
+        if self._closing:
+            return []
+        self._code = 1012
+        return self._close()
+
     def receive_end(self) -> list[Command]:
         """Everything is said."""
-        return [Close(1000)]
+        return [Close(self._code)]
 
     def fail(self, error: OpenSpeechError | None) -> list[Command]:
         """The session ends; the close code says whether coming again may help."""

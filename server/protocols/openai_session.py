@@ -31,6 +31,9 @@ SERVER_VAD = {
     "prefix_padding_ms": 300,
     "silence_duration_ms": 500,
 }
+NO_VAD = ("gpt-live-transcribe", "gpt-realtime-whisper")
+"""Models that OpenAI serves without turn detection: their clients commit and do not say so. With ours on besides, such
+a commit could find nothing left, and its error would end the call."""
 _FORMATS: dict[str, Encoding] = {
     "audio/pcm": "pcm_s16le",
     "audio/pcmu": "mulaw",
@@ -142,6 +145,9 @@ class Configuration:
             path = paths["transcription"]
             made = _transcription(given["transcription"], self.transcription, path)
             found = replace(found, transcription=made)
+            unsaid = "turn_detection" not in given and self.turn_detection == SERVER_VAD
+            if unsaid and made is not None and str(made.get("model")).startswith(NO_VAD):
+                found = replace(found, turn_detection=None)
         if "noise_reduction" in given:
             path = paths["noise_reduction"]
             reduced = _noise_reduction(given["noise_reduction"], self.noise_reduction, path)

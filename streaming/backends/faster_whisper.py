@@ -388,6 +388,12 @@ class _Loader:
                 f"{path.name} is no CTranslate2 Whisper (model.bin, vocabulary.json, config.json) or is incomplete;"
                 " remove it and download it again"
             )
+        if not (path / "tokenizer.json").is_file():
+            # faster_whisper would take another model's, from the hub.
+            raise ModelUnavailable(
+                f"{path.name} lacks tokenizer.json; copy it, and preprocessor_config.json, from the model it was"
+                " converted from"
+            )
         compute = device.compute_type or ("float16" if device.kind == "cuda" else "int8")
         try:
             model = WhisperModel(

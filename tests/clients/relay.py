@@ -6,12 +6,14 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from ssl import SSLContext
 
 
 class Relay:
     """Use `relayed`. Its methods may be called from any thread."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, tls: SSLContext | None) -> None:
+        self._tls = tls
         self._target = _port(target)
         self._loop = asyncio.new_event_loop()
         self._open: set[asyncio.StreamWriter] = set()
@@ -60,8 +62,9 @@ class Relay:
             await writer.wait_closed()
 
     async def _serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
-        server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(self._carry, "127.0.0.1", 0, ssl=self._tls)
+        scheme = "http" if self._tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         ready.set()
         await stop.wait()
         server.close()
@@ -72,9 +75,9 @@ class Relay:
 
 
 @contextmanager
-def relayed(target: str) -> Iterator[Relay]:
+def relayed(target: str, tls: SSLContext | None = None) -> Iterator[Relay]:
     """A relay to the server at URL `target`, on a thread of its own."""
-    relay = Relay(target)
+    relay = Relay(target, tls)
     ready, stop = threading.Event(), asyncio.Event()
     thread = threading.Thread(
         target=relay._loop.run_until_complete, args=[relay._serve(ready, stop)], name="relay"

@@ -5,6 +5,9 @@ import asyncio
 import contextlib
 import io
 import re
+import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -36,6 +39,7 @@ from open_speech_client import (
     connect,
 )
 from open_speech_client.samples import encoded
+from server import lan
 from tests.clients.relay import Relay, relayed
 from tests.fakes import lines, pcm, silence, speech, wav, word_errors
 from tests.serving import running, with_toy
@@ -266,6 +270,23 @@ def test_a_slip_in_the_middle_is_an_event(url: str) -> None:
     assert text(events) == lines()[0].text
 
 
+@both
+def test_a_recording_may_be_sent_as_it_is(url: str, talk: Talk) -> None:
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, "w", format="ogg") as container:
+        stream = container.add_stream("libopus", rate=48000, layout="mono")
+        with av.open(str(lines()[0].path)) as source:
+            for frame in source.decode(audio=0):
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    events = talk(url, out.getvalue(), 999, encoding="container", language="en")
+    assert word_errors(lines()[0].text, text(events)) <= 1
+    assert isinstance(events[0], Ready)
+    assert events[0].sample_rate is None
+
+
 def test_samples_of_every_kind_are_the_same_sound() -> None:
     whole = np.array([0, 1, -1, 32767, -32768], np.int16)
     floats = (whole / 32768).astype(np.float32)
@@ -353,6 +374,27 @@ def test_a_server_that_restarts_is_replaced_by_another(url: str) -> None:
     assert spans[-1][1] == pytest.approx(whole[-1].end, abs=0.1)
 
 
+def test_a_session_that_may_last_no_longer_goes_on_in_another() -> None:
+    with running(with_toy(max_stream_seconds=1)) as url, connect(url, language="en") as stream:
+        events: list[Event] = []
+
+        def listen_until(sessions: int) -> None:
+            while sum(isinstance(event, Ready) for event in events) < sessions:
+                event = stream.receive(timeout=30)
+                assert event is not None
+                events.append(event)
+
+        for at, line in enumerate((lines()[0], lines()[1])):
+            stream.send(line.samples)
+            listen_until(at + 2)
+        stream.end()
+        events += stream
+    said = f"{lines()[0].text} {lines()[1].text}"
+    assert word_errors(said, text(events)) <= 1
+    assert [final.utterance for final in finals(events)] == list(range(len(finals(events))))
+    assert isinstance(events[-1], End)
+
+
 def test_who_does_not_come_back_in_time_is_told(url: str) -> None:
     audio = pcm(np.concatenate([line.samples for line in lines()[:4]]))
     with relayed(url) as relay:
@@ -373,6 +415,36 @@ def test_a_full_server_says_when_to_come_again() -> None:
         with pytest.raises(Overloaded) as full:
             talk(url, b"")
         assert full.value.retry_after is not None
+
+
+def test_a_certificate_of_its_own_is_trusted_where_one_says_so(url: str, tmp_path: Path) -> None:
+    pair = lan.certificate(tmp_path, ("localhost",), ("127.0.0.1",))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(pair.certificate, pair.key)
+    with relayed(url, tls) as relay:
+        with pytest.raises(Unreachable, match="certificate"):
+            talk(relay.url, b"")
+        trust = ssl.create_default_context(cafile=pair.certificate)
+        audio = pcm(lines()[0].samples)
+        assert text(talk(relay.url, audio, ssl=trust)) == lines()[0].text
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "server.cli",
+                "stream",
+                str(lines()[0].path),
+                "--url",
+                relay.url,
+                "--speed",
+                "0",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == (lines()[0].text + "\n", "")
 
 
 # The examples of the README.

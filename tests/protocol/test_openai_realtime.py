@@ -17,7 +17,7 @@ HERE = Path(__file__).parent / "realtime"
 
 def check(options: Options) -> None:
     """A catalogue of one model and its alias."""
-    if options.model not in ("", "toy", "whisper-1", "gpt-4o-transcribe"):
+    if options.model not in ("", "toy", "whisper-1", "gpt-4o-transcribe", "gpt-live-transcribe"):
         raise UnknownModel(f"the model {options.model!r} does not exist; GET /v1/models lists them")
 
 

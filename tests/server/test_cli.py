@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server import cli
+from server import cli, logs
 from tests import toy
 from tests.fakes import lines, tone, wav
 from tests.serving import Talker, running, speech_file, with_engine
@@ -78,6 +78,7 @@ def test_wrong_usage_is_2_and_one_line(
 ) -> None:
     monkeypatch.setenv("STT_OFFLINE", "true")
     monkeypatch.setenv("STT_DEVICE", "cpu")
+    monkeypatch.setattr(logs, "configure", lambda level, shape: None)  # it would outlive the test
     try:
         status = cli.main(arguments.split())
     except SystemExit as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import socket
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import closing
@@ -130,3 +131,32 @@ def test_a_peer_that_reads_nothing_does_not_hold_up_a_drain(
     # The server has been told to stop here, and waited for as long as it may take.
     with closing(deaf):
         assert talker.stopped.is_set()
+
+
+CHUNKED = (
+    b"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
+    b"content-type: multipart/form-data; boundary=x\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\n",
+        b"POST /asr HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
+        CHUNKED + b"5\r\nhello\r\nzz\r\n",
+    ],
+)
+def test_what_is_no_http_is_told_so_in_the_envelope(
+    url: str, said: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(dial(url)) as broken:
+        broken.sendall(said)
+        answer = until_closed(broken)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"x-request-id: req_" in head.lower()
+    assert json.loads(body)["error"]["code"] == "bad_request"
+    assert httpx2.get(url + "/livez").status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

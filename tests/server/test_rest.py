@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from streaming.errors import BackendError, ModelUnavailable, Overloaded, TooLong, UnknownModel
-from streaming.types import RATE, Segment, Token, Word
+from streaming.types import RATE, Segment, Summary, Token, Word
 from tests.fakes import tone, wav
 from tests.serving import Talker, running, with_engine
 
@@ -68,7 +68,10 @@ def fault(
     assert response.headers["x-request-id"].startswith("req_")
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    too_large = code == "payload_too_large"
+    assert error["type"] == (
+        "server_error" if status >= 500 or too_large else "invalid_request_error"
+    )
     if param is not None:
         assert error["param"] == param
     if code is not None:
@@ -144,6 +147,26 @@ def test_text_and_subtitles_are_raw(client: httpx2.Client) -> None:
 def test_logprobs_come_with_json(client: httpx2.Client) -> None:
     found = post(client, **{"include[]": "logprobs"}).json()
     assert found["logprobs"][0] == {"token": " Hello", "bytes": list(b" Hello"), "logprob": -0.1}
+    events = [
+        json.loads(frame)
+        for frame in frames(post(client, stream="true", **{"include[]": "logprobs"}))
+    ]
+    assert [each for event in events[:-1] for each in event["logprobs"]] == found["logprobs"]
+    assert events[-1]["logprobs"] == found["logprobs"]
+
+
+def test_silence_is_no_fault_but_a_click_is(client: httpx2.Client, talker: Talker) -> None:
+    talker.segments, talker.summary = [], Summary(RATE, 0, "toy")
+    assert post(client).json() == {
+        "text": "",
+        "languages": [],
+        "usage": {"type": "duration", "seconds": 1},
+    }
+    assert post(client, response_format="verbose_json").json()["segments"] == []
+    assert "languages" not in post(client, language="en").json()
+    talker.summary = Summary(RATE // 10 - 1, 0, "toy")
+    for stream in ("false", "true"):
+        assert "0.1 s" in fault(post(client, stream=stream), 400, "file", "audio_too_short")
 
 
 def frames(response: httpx2.Response) -> list[str]:
@@ -379,7 +402,7 @@ def test_the_file_may_come_first_in_pieces_without_a_length(client: httpx2.Clien
 def test_a_body_over_the_limit_is_413_with_or_without_a_length(client: httpx2.Client) -> None:
     big = b"x" * (2 * 2**20)
     assert "Maximum content size" in fault(
-        client.post(TRANSCRIPTIONS, files={"file": ("a", big)}), 413
+        client.post(TRANSCRIPTIONS, files={"file": ("a", big)}), 413, code="payload_too_large"
     )
 
     def pieces() -> Iterator[bytes]:
@@ -388,7 +411,8 @@ def test_a_body_over_the_limit_is_413_with_or_without_a_length(client: httpx2.Cl
             yield bytes(2**15)
 
     headers = {"content-type": "multipart/form-data; boundary=x"}
-    fault(client.post(TRANSCRIPTIONS, content=pieces(), headers=headers), 413)
+    refused = client.post(TRANSCRIPTIONS, content=pieces(), headers=headers)
+    fault(refused, 413, code="payload_too_large")
     assert post(client).status_code == 200
 
 
@@ -482,6 +506,9 @@ def test_asr_answers_as_whisper_asr_webservice(client: httpx2.Client, talker: Ta
 
 def test_unknown_routes_and_methods_are_told_in_the_envelope(client: httpx2.Client) -> None:
     fault(client.get("/v1/nothing"), 404, code="unknown_url")
+    wanted = client.get(TRANSCRIPTIONS + "/stream")
+    fault(wanted, 426, code="upgrade_required")
+    assert wanted.headers["upgrade"] == "websocket"
     refused = client.get(TRANSCRIPTIONS)
     assert "takes POST" in fault(refused, 405, code="method_not_allowed")
     assert refused.headers["allow"] == "POST"

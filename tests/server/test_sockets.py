@@ -3,8 +3,10 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from socket import create_connection
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -21,9 +23,11 @@ SECOND = pcm(tone(1.0))
 
 
 @contextmanager
-def serving(talker: Talker | None = None, **settings: object) -> Iterator[tuple[Talker, str]]:
+def serving(
+    talker: Talker | None = None, ping: float = 20.0, **settings: object
+) -> Iterator[tuple[Talker, str]]:
     talker = talker or Talker()
-    with running(with_engine(talker, **settings)) as url:
+    with running(with_engine(talker, **settings), ping) as url:
         yield talker, url.replace("http", "ws") + "/v1/audio/transcriptions/stream"
 
 
@@ -359,3 +363,68 @@ def test_a_client_that_leaves_in_mid_container_leaves_no_thread() -> None:
             heard(socket, "ack")
         assert talker.streams[0].closed.wait(10)
     assert "container" not in [each.name for each in threading.enumerate()]
+
+
+def test_a_sender_that_is_held_back_is_not_taken_for_dead() -> None:
+    with serving(ping=0.1) as (talker, url), connect(url) as socket:
+        socket.send(SECOND)
+        heard(socket, "ack")
+        stream = talker.streams[0]
+        stream.call(stream.room.clear)  # the engine is behind
+        for _ in range(3):
+            socket.send(SECOND)
+        with suppress(TimeoutError):  # a second of silence, ten times what a pong may take
+            while True:
+                socket.recv(timeout=1.0)
+        stream.call(stream.room.set)
+        say(socket, "end")
+        assert heard(socket)[-1]["received"] == 4 * len(SECOND)
+        assert socket.close_code == 1000
+
+
+def test_a_peer_that_answers_no_ping_is_taken_for_dead() -> None:
+    with serving(ping=0.1) as (talker, url):
+        address = urlsplit(url)
+        with create_connection((address.hostname or "", address.port or 0), timeout=20) as deaf:
+            deaf.sendall(
+                f"GET {address.path}?language=en HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+                "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+            )
+            while deaf.recv(4096):
+                pass
+        assert talker.streams[0].closed.wait(10)
+
+
+def test_a_slow_reader_loses_stale_partials_and_no_final() -> None:
+    with serving() as (talker, url), connect(url) as socket:
+        say(socket, "start")
+        found = heard(socket, "ready")
+        text = " word" * 2000
+        for utterance in range(5):
+            talker.streams[0].say(
+                *(Partial(utterance, revision, "", text) for revision in range(400)),
+                Final(utterance, text, (), utterance, utterance + 1, "en"),
+            )
+        say(socket, "end")
+        found += heard(socket)
+        kinds = [each["type"] for each in found]
+        assert [each["utterance"] for each in found if each["type"] == "final"] == list(range(5))
+        assert kinds.count("partial") < 2000
+        assert [each["seq"] for each in found] == list(range(len(found)))
+        assert kinds[-1] == "end"
+
+
+def test_who_reads_nothing_of_very_much_is_told_and_closed() -> None:
+    with serving() as (talker, url), connect(url) as socket:
+        say(socket, "start")
+        heard(socket, "ready")
+        finals = [
+            Final(number, "x" * 20_000, (), number, number + 1, "en") for number in range(400)
+        ]
+        talker.streams[0].say(*finals)
+        found = heard(socket)
+        assert found[-1]["code"] == "slow_reader"
+        assert socket.close_code == 1008
+        told = [each["utterance"] for each in found[:-1]]
+        assert told == list(range(len(told))), "what was taken leaves in order"

@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from open_speech_client import (
@@ -256,6 +256,7 @@ DEEDS = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
+@example([("speak", 1), ("speak", 40), ("speak", 1), ("move", 4), ("drain", 0)], 0.0, 0.0)
 @given(DEEDS, st.sampled_from([0.0, 30.0]), st.sampled_from([0.0, 7.25]))
 def test_every_sample_is_in_one_final_however_connections_break(
     deeds: list[Deed], resumable: float, offset: float

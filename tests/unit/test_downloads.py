@@ -167,10 +167,10 @@ def test_private_and_unknown_repositories_are_told_alike(hub: Hub, tmp_path: Pat
 
 def test_a_repository_without_ctranslate2_weights_is_refused(hub: Hub, tmp_path: Path) -> None:
     del hub.repositories[NAME].files["model.bin"]
-    with pytest.raises(ModelUnavailable, match="holds no CTranslate2 model"):
+    with pytest.raises(Unsupported, match="holds no CTranslate2 model"):
         pull(catalogue(tmp_path))
     hub.repositories[NAME].files["model.bin"] = b"no weights at all"
-    with pytest.raises(ModelUnavailable, match="no weights that an installed backend reads"):
+    with pytest.raises(Unsupported, match="no weights that an installed backend reads"):
         pull(catalogue(tmp_path))
 
 

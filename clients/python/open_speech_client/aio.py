@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import suppress
+from ssl import SSLContext
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -52,25 +53,34 @@ def async_connect(
     key: str | None = None,
     timeout: float = 120.0,
     reconnect: float = PATIENCE,
+    ssl: SSLContext | None = None,
     **options: Unpack[Options],
 ) -> AsyncStream:
     """A stream on the server at `url`, to be entered with `async with`.
 
     Entering waits until the server is ready, `timeout` seconds at most: it may have to load the model. A connection
-    that breaks is replaced without loss if that succeeds within `reconnect` seconds; 0 raises at once.
+    that breaks is replaced without loss if that succeeds within `reconnect` seconds; 0 raises at once. `ssl` says whom
+    to trust where a server's certificate is its own.
     """
-    return AsyncStream(url, key, timeout, reconnect, options)
+    return AsyncStream(url, key, timeout, reconnect, ssl, options)
 
 
 class AsyncStream:
     """Audio in, events out. Iterate it for events; it ends after End, or raises what ended it."""
 
     def __init__(
-        self, url: str, key: str | None, timeout: float, reconnect: float, options: Options
+        self,
+        url: str,
+        key: str | None,
+        timeout: float,
+        reconnect: float,
+        ssl: SSLContext | None,
+        options: Options,
     ) -> None:
         self._address = address(url)
         self._key = key.strip() if key else None
         self._timeout = timeout
+        self._ssl = ssl
         self._patience = reconnect
         self._encoding = options.get("encoding") or "pcm_s16le"
         self._conversation = Conversation(options)
@@ -146,7 +156,7 @@ class AsyncStream:
         """Leave at once; what was not final is lost. Harmless after the end."""
         self._closed = True
         if self._owner is not None:
-            if self._conversation.state is State.DONE:
+            if self._conversation.state in (State.DONE, State.FAILED):
                 await asyncio.wait([self._owner], timeout=GOODBYE)
             self._owner.cancel()
             await asyncio.gather(self._owner, return_exceptions=True)
@@ -197,6 +207,10 @@ class AsyncStream:
             await self._keep_connected()
         except OpenSpeechError as error:
             self._conversation.give_up(error)
+        except Exception as error:  # the fault is here; who waits shall see it rather than wait
+            lost = ConnectionLost(f"the client failed: {error!r}")
+            lost.__cause__ = error
+            self._conversation.give_up(lost)
         finally:
             self._closed = self._closed or self._conversation.state not in (
                 State.DONE,
@@ -260,12 +274,15 @@ class AsyncStream:
             if conversation.state is not State.DONE:
                 raise self._late() from None
         finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-            await socket.close()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(GOODBYE):
-                    await socket.wait_closed()
+            try:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+                await socket.close()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GOODBYE):
+                        await socket.wait_closed()
+            finally:
+                socket.transport.abort()  # where even the goodbye was cancelled
         conversation.receive_close(socket.close_code, socket.close_reason or "")
         await self._tell()
 
@@ -300,6 +317,7 @@ class AsyncStream:
                 max_size=LONGEST,
                 open_timeout=min(10.0, self._timeout),
                 close_timeout=GOODBYE,
+                ssl=(self._ssl or True) if self._address.startswith("wss:") else None,
                 proxy=None if local(self._address) else True,
             )
         except InvalidStatus as error:
@@ -321,11 +339,12 @@ async def async_captions(
     key: str | None = None,
     timeout: float = 120.0,
     reconnect: float = PATIENCE,
+    ssl: SSLContext | None = None,
     **options: Unpack[Options],
 ) -> AsyncGenerator[Partial | Final, None]:
     """What is said in `audio`, while it is read: every Partial and Final until the audio ends."""
     async with async_connect(
-        url, key=key, timeout=timeout, reconnect=reconnect, **options
+        url, key=key, timeout=timeout, reconnect=reconnect, ssl=ssl, **options
     ) as stream:
 
         async def feed() -> None:

@@ -27,7 +27,8 @@ class Ready:
     seq: int
     session: str
     model: str
-    sample_rate: int
+    sample_rate: int | None
+    """None for `container`: each recording has its own."""
     received: int
     resumable_seconds: float = 0.0
 

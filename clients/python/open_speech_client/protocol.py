@@ -195,6 +195,9 @@ class Conversation:
             self._forget_session()
         if opening and name == "not_resumable":
             self._break(ConnectionLost("the server no longer knows the session"))
+        elif name == "session_limit" and self._rate:
+            self._forget_session()
+            self._break(ConnectionLost(said))
         elif code == 1013 or name == "overloaded":
             error = Overloaded(
                 said or "the server takes no more streams now",
@@ -314,14 +317,14 @@ class Conversation:
         if not resumed:
             self._seq = ready.seq
         width = WIDTH.get(self._options.get("encoding", "pcm_s16le"), 0)
-        self._rate = width * self._options.get("channels", 1) * ready.sample_rate
+        self._rate = width * self._options.get("channels", 1) * (ready.sample_rate or 0)
         self.received = start
         self._rewind(start)
         self._events.append(replace(ready, received=start))
 
     def _drain(self) -> None:
         """The server ended the session and everything it holds is in finals; the rest goes to another one."""
-        self._settle(self.received)
+        self._settle(self.received - self.received % self._frame)
         if self._ended and not self._markers and self.received >= self._total:
             self.state = State.DONE
             self._events.append(End(self._seq, self.received, "client"))

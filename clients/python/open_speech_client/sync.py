@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Generator, Iterable, Iterator
+from contextlib import suppress
+from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -23,10 +25,13 @@ def connect(
     key: str | None = None,
     timeout: float = 120.0,
     reconnect: float = PATIENCE,
+    ssl: SSLContext | None = None,
     **options: Unpack[Options],
 ) -> Stream:
     """A stream on the server at `url`, to be entered with `with`. See `async_connect`."""
-    return Stream(async_connect(url, key=key, timeout=timeout, reconnect=reconnect, **options))
+    return Stream(
+        async_connect(url, key=key, timeout=timeout, reconnect=reconnect, ssl=ssl, **options)
+    )
 
 
 class Stream:
@@ -36,6 +41,7 @@ class Stream:
         self._stream = stream
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # nothing is put on a loop that is about to stop
 
     @property
     def received(self) -> int:
@@ -87,7 +93,8 @@ class Stream:
 
     def close(self) -> None:
         """Leave at once; what was not final is lost. Harmless after the end."""
-        loop, self._loop = self._loop, None
+        with self._lock:
+            loop, self._loop = self._loop, None
         if loop is None:
             return
         assert self._thread is not None
@@ -98,11 +105,11 @@ class Stream:
         loop.close()
 
     def _call(self, deed: Coroutine[Any, Any, T]) -> T:
-        loop = self._loop
-        if loop is None:
-            deed.close()
-            raise StreamClosed("the stream is not open; use it inside its with block")
-        future = asyncio.run_coroutine_threadsafe(deed, loop)
+        with self._lock:
+            if self._loop is None:
+                deed.close()
+                raise StreamClosed("the stream is not open; use it inside its with block")
+            future = asyncio.run_coroutine_threadsafe(deed, self._loop)
         try:
             return future.result()
         except BaseException:
@@ -128,11 +135,12 @@ def captions(
     key: str | None = None,
     timeout: float = 120.0,
     reconnect: float = PATIENCE,
+    ssl: SSLContext | None = None,
     **options: Unpack[Options],
 ) -> Generator[Partial | Final, None, None]:
     """What is said in `audio`, while it is read on another thread: every Partial and Final until the audio ends."""
     fault: list[Exception] = []
-    with connect(url, key=key, timeout=timeout, reconnect=reconnect, **options) as stream:
+    with connect(url, key=key, timeout=timeout, reconnect=reconnect, ssl=ssl, **options) as stream:
 
         def feed() -> None:
             try:
@@ -143,7 +151,8 @@ def captions(
                 pass  # the listener left
             except Exception as error:
                 fault.append(error)
-                stream.close()
+                with suppress(StreamClosed):
+                    stream._call(stream._stream.aclose())  # who listens shall not wait for more
 
         feeding = threading.Thread(target=feed, name="open-speech audio", daemon=True)
         feeding.start()

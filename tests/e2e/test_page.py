@@ -1,0 +1,388 @@
+"""The page in headless Chromium, against a running server with a real Whisper."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("playwright", reason="playwright is not installed")
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from streaming.types import RATE
+from tests.e2e.browser import CHROMIUM, Visit, visiting
+from tests.fakes import SPEECH, lines, silence, wav, word_errors
+from tests.proxy import wire
+from tests.serving import running, stoppable, with_toy
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed"),
+]
+SPOKEN = lines()[:3]
+PATIENCE = 30_000
+"""Milliseconds: what is waited for comes long before, on any machine."""
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running(with_toy()) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sentences with pauses."""
+    parts = [silence(0.5)]
+    for line in SPOKEN:
+        parts += [line.samples, silence(1.2)]
+    file = tmp_path_factory.mktemp("microphone") / "speech.wav"
+    file.write_bytes(wav(np.concatenate(parts)))
+    return file
+
+
+def finished(page: Page, count: int) -> None:
+    """Wait until so many sentences are final."""
+    page.wait_for_function(
+        "count => document.querySelectorAll('#log .utterance').length >= count",
+        arg=count,
+        timeout=PATIENCE,
+    )
+
+
+def saved(page: Page, button: str, form: str) -> str:
+    """The file that a download button gives."""
+    page.click(button)
+    with page.expect_download() as download:
+        page.locator(f"{button} + .choices [data-format={form}]").click()
+    path = download.value.path()
+    assert download.value.suggested_filename.endswith(f".{form}")
+    return Path(path).read_text("utf-8")
+
+
+def clean(visit: Visit) -> None:
+    """Nothing was reported: no breach of the policy, no error."""
+    assert visit.violations() == []
+    assert visit.complaints == []
+
+
+WATCHING = """
+window.revisions = [];
+addEventListener("DOMContentLoaded", () => {
+  const look = () => revisions.push([
+    document.querySelectorAll("#log .utterance").length,
+    document.querySelector("#committed").textContent,
+  ]);
+  new MutationObserver(look).observe(document.querySelector(".transcript"), {subtree: true, childList: true, characterData: true});
+});
+"""
+
+
+def test_spoken_words_appear_settle_and_can_be_taken_home(url: str, microphone: Path) -> None:
+    with visiting(url, microphone, script=WATCHING) as visit:
+        page = visit.page
+        expect(page.locator("#status")).to_have_text("Ready")
+        page.click("#toggle")
+        expect(page.locator("#toggle")).to_have_attribute("aria-pressed", "true")
+        expect(page.locator("#interim")).to_be_visible(timeout=PATIENCE)
+        finished(page, 3)
+        expect(page.locator("#latency")).to_have_text(re.compile(r"\d\.\d\d s"))
+        assert page.inner_text("#elapsed") != "0:00"
+        page.click("#toggle")
+        expect(page.locator("#status")).to_have_text("Ready", timeout=PATIENCE)
+        shown = visit.captions()
+        assert word_errors(" ".join(line.text for line in SPOKEN), " ".join(shown)) <= 2
+
+        # Committed text only ever grew, and the final begins with it.
+        revisions: list[tuple[int, str]] = page.evaluate("revisions")
+        assert any(committed for _, committed in revisions)
+        before = ""
+        for utterance, committed in revisions:
+            if committed and utterance < len(shown):
+                assert shown[utterance].startswith(committed)
+                if shown[utterance].startswith(before):
+                    assert committed.startswith(before) or not before
+                before = committed
+            elif not committed:
+                before = ""
+
+        assert saved(page, "#save", "txt") == "\n".join(shown) + "\n"
+        data = json.loads(saved(page, "#save", "json"))
+        assert [each["text"] for each in data["utterances"]] == shown
+        assert data["model"] == "toy"
+        assert data["utterances"][0]["words"][0]["probability"] > 0
+        srt = saved(page, "#save", "srt")
+        assert " ".join(re.sub(r"(?m)^\d+$|^.* --> .*$", "", srt).split()) == " ".join(shown)
+        assert saved(page, "#save", "vtt").startswith("WEBVTT\n\n")
+
+        page.click("#confidence")
+        expect(page.locator("#transcript")).to_have_class(re.compile("confidence"))
+        page.click("#clear")
+        assert visit.captions() == []
+        expect(page.locator("#empty")).to_be_visible()
+        clean(visit)
+
+
+def test_a_second_recording_goes_on_in_time(url: str, microphone: Path) -> None:
+    with visiting(url, microphone) as visit:
+        page = visit.page
+        page.keyboard.press("Alt+KeyS")
+        finished(page, 1)
+        page.keyboard.press("Alt+KeyS")
+        expect(page.locator("#status")).to_have_text("Ready", timeout=PATIENCE)
+        count = len(visit.captions())
+        page.focus("#toggle")
+        page.keyboard.press("Enter")
+        finished(page, count + 1)
+        page.keyboard.press("Space")
+        expect(page.locator("#status")).to_have_text("Ready", timeout=PATIENCE)
+        times = page.locator("#log time").evaluate_all("all => all.map(each => each.dateTime)")
+        seconds = [float(time[2:-1]) for time in times]
+        assert seconds == sorted(seconds)
+        assert seconds[count] > 4
+        clean(visit)
+
+
+def test_a_cut_wire_costs_no_word(url: str, microphone: Path) -> None:
+    with wire(url) as proxy, visiting(proxy.url, microphone) as visit:
+        page = visit.page
+        page.click("#toggle")
+        finished(page, 1)
+        expect(page.locator("#interim")).to_be_visible(timeout=PATIENCE)  # in the second sentence
+        proxy.cut()
+        finished(page, 3)
+        page.click("#toggle")
+        expect(page.locator("#status")).to_have_text("Ready", timeout=PATIENCE)
+        shown = visit.captions()
+        assert len(shown) == 3
+        assert word_errors(" ".join(line.text for line in SPOKEN), " ".join(shown)) <= 3
+        assert proxy.connections > 1
+        assert visit.violations() == []
+
+
+def test_a_restarted_server_goes_on_where_the_old_one_ended(microphone: Path) -> None:
+    """The old one ends the open sentence where it is; the new one hears the rest of it."""
+    with (
+        running(with_toy()) as second,
+        stoppable(with_toy(drain_seconds=0.2)) as (first, stop),
+        wire(first) as proxy,
+        visiting(proxy.url, microphone) as visit,
+    ):
+        page = visit.page
+        page.click("#toggle")
+        finished(page, 1)
+        expect(page.locator("#interim")).to_be_visible(timeout=PATIENCE)
+        proxy.target = second
+        stop()
+        finished(page, 4)
+        page.click("#toggle")
+        expect(page.locator("#status")).to_have_text("Ready", timeout=PATIENCE)
+        shown = visit.captions()
+        assert word_errors(SPOKEN[0].text, shown[0]) <= 1
+        assert word_errors(SPOKEN[2].text, shown[-1]) <= 1
+        times = page.locator("#log time").evaluate_all("all => all.map(each => each.dateTime)")
+        starts = [float(time[2:-1]) for time in times]
+        assert starts == sorted(starts)
+        third = 0.5 + sum(line.samples.size / RATE + 1.2 for line in SPOKEN[:2])
+        assert abs(starts[-1] - third) < 1.0
+        assert visit.violations() == []
+
+
+def test_a_server_that_is_gone_is_explained_and_the_text_kept(microphone: Path) -> None:
+    with running(with_toy()) as url, wire(url) as proxy, visiting(proxy.url, microphone) as visit:
+        page = visit.page
+        page.click("#toggle")
+        finished(page, 1)
+        proxy.up = False
+        proxy.cut()
+        expect(page.locator("#status")).to_contain_text("Connection lost", timeout=PATIENCE)
+        assert len(visit.captions()) >= 1
+
+
+def test_a_denied_microphone_is_explained(url: str, microphone: Path) -> None:
+    flags = ["--deny-permission-prompts"]
+    with visiting(url, microphone, allow=False, flags=flags) as visit:
+        visit.page.click("#toggle")
+        problem = visit.page.locator("#problem")
+        expect(problem).to_contain_text("The microphone is not allowed", timeout=PATIENCE)
+        expect(problem).to_contain_text("allow the microphone")
+        expect(visit.page.locator("#toggle")).to_have_attribute("aria-pressed", "false")
+        clean(visit)
+
+
+def test_no_microphone_is_explained(url: str) -> None:
+    with visiting(url) as visit:
+        visit.page.click("#toggle")
+        expect(visit.page.locator("#problem")).to_contain_text("No microphone was found")
+
+
+def test_an_insecure_address_is_explained(url: str) -> None:
+    port = url.rpartition(":")[2]
+    flags = ["--host-resolver-rules=MAP speech.example 127.0.0.1"]
+    with visiting(f"http://speech.example:{port}/", flags=flags) as visit:
+        problem = visit.page.locator("#problem")
+        expect(problem).to_contain_text("serve --lan")
+        assert problem.locator("a").get_attribute("href") == f"http://localhost:{port}/"
+
+
+def test_a_busy_server_is_explained(microphone: Path) -> None:
+    with running(with_toy(max_streams=0)) as url, visiting(url, microphone) as visit:
+        visit.page.click("#toggle")
+        expect(visit.page.locator("#problem")).to_contain_text("The server is busy")
+
+
+def test_the_key_is_asked_for_once(microphone: Path) -> None:
+    with running(with_toy(api_keys=("secret",))) as url, visiting(url, microphone) as visit:
+        page = visit.page
+        expect(page.locator("#key")).to_be_visible()
+        page.fill("#key-input", "secret")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key")).to_be_hidden()
+        page.click("#toggle")
+        finished(page, 1)
+        page.click("#toggle")
+        page.reload()
+        expect(page.locator("#status")).to_have_text("Ready")
+        expect(page.locator("#model option")).not_to_have_count(1)
+        expect(page.locator("#key")).to_be_hidden()
+        assert visit.violations() == []
+
+
+DROP = """
+async ([name, data]) => {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, {type: "audio/flac"}));
+  for (const type of ["dragover", "drop"]) {
+    document.body.dispatchEvent(new DragEvent(type, {dataTransfer: transfer, bubbles: true, cancelable: true}));
+  }
+}
+"""
+
+
+def test_a_dropped_file_becomes_a_transcript_with_a_player(url: str) -> None:
+    import base64
+
+    import httpx2
+
+    recording = SPEECH / "long-0.flac"
+    with visiting(url) as visit:
+        page = visit.page
+        page.evaluate(DROP, [recording.name, base64.b64encode(recording.read_bytes()).decode()])
+        state = page.locator(".recording .state")
+        expect(state).to_have_text(re.compile("^Done: 1:2"), timeout=PATIENCE)
+        with recording.open("rb") as file:
+            form: dict[str, Any] = {
+                "response_format": "verbose_json",
+                "timestamp_granularities[]": ["segment", "word"],
+            }
+            wanted = httpx2.post(
+                url + "/v1/audio/transcriptions", files={"file": file}, data=form, timeout=60
+            ).json()
+        texts = [segment["text"].strip() for segment in wanted["segments"]]
+        assert page.locator(".recording .words").all_inner_texts() == texts
+        assert saved(page, ".recording .menu > button", "txt") == "\n".join(texts) + "\n"
+
+        word = page.locator(".recording .w").nth(20)
+        word.click()
+        page.wait_for_function(
+            "start => document.querySelector('audio').currentTime >= start",
+            arg=float(word.get_attribute("data-start") or "nan"),
+        )
+        page.wait_for_function("document.querySelector('.w.now') !== null")
+        page.evaluate("document.querySelector('audio').pause()")
+        now = page.evaluate("document.querySelector('audio').currentTime")
+        lit = page.locator(".w.now")
+        assert float(lit.get_attribute("data-start") or "nan") <= now + 0.1
+        clean(visit)
+
+
+def test_files_queue_and_a_broken_one_stops_nobody(url: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp3"
+    broken.write_bytes(b"this is no sound" * 100)
+    with visiting(url + "/#files") as visit:
+        page = visit.page
+        page.set_input_files("#picker", [SPEECH / "000-en.flac", broken, SPEECH / "003-fr.flac"])
+        rows = page.locator(".recording")
+        expect(rows).to_have_count(3)
+        expect(rows.nth(0).locator(".state")).to_have_text(re.compile("^Done"), timeout=PATIENCE)
+        expect(rows.nth(2).locator(".state")).to_have_text(re.compile("^Done"))
+        expect(rows.nth(1)).to_have_attribute("data-state", "failed")
+        expect(rows.nth(1).get_by_role("button", name="Try again")).to_be_visible()
+        assert visit.violations() == []
+
+
+def test_models_are_loaded_and_unloaded(url: str) -> None:
+    with visiting(url + "/#models") as visit:
+        page = visit.page
+        row = page.locator(".models li", has=page.get_by_role("heading", name="english"))
+        row.get_by_role("button", name="Load").click()
+        expect(row.locator(".badge")).to_have_text("in memory", timeout=PATIENCE)
+        row.get_by_role("button", name="Unload").click()
+        expect(row.locator(".badge")).to_have_text("on disk", timeout=PATIENCE)
+        absent = page.locator(".models li", has_text="not here").first
+        absent.get_by_role("button", name=re.compile("Download")).click()
+        expect(absent.locator(".error")).to_be_visible(timeout=PATIENCE)  # the server is offline
+        assert visit.violations() == []
+
+
+def test_the_list_of_languages_is_the_models_own(url: str) -> None:
+    with visiting(url, locale="en-GB") as visit:
+        page = visit.page
+        expect(page.locator("#language option", has_text="German")).to_have_count(1)
+        page.select_option("#model", "english")
+        expect(page.locator("#language option")).to_have_count(2)
+        expect(page.locator("#task option").nth(1)).to_be_disabled()
+        page.reload()
+        expect(page.locator("#model")).to_have_value("english")
+
+
+def test_large_captions_mirror_the_page(url: str, microphone: Path) -> None:
+    with visiting(url, microphone) as visit:
+        second = visit.page.context.new_page()
+        second.goto(url + "/?view=captions")
+        expect(second.locator("nav")).to_be_hidden()
+        visit.page.bring_to_front()
+        visit.page.click("#toggle")
+        finished(second, 1)
+        assert second.locator("#log .words").all_inner_texts()[0] == visit.captions()[0]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_nothing(url: str, microphone: Path, scheme: str, width: int) -> None:
+    options = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
+    with visiting(url, microphone, **options) as visit:
+        page = visit.page
+        found = {}
+        found["start"] = Axe().run(page)
+        page.click("#toggle")
+        finished(page, 1)
+        expect(page.locator("#interim")).to_be_visible(timeout=PATIENCE)
+        page.click("#confidence")
+        found["listening"] = Axe().run(page)
+        page.click("#toggle")
+        page.goto(url + "/#files")
+        page.set_input_files("#picker", [SPEECH / "000-en.flac"])
+        expect(page.locator(".recording .state")).to_have_text(
+            re.compile("^Done"), timeout=PATIENCE
+        )
+        found["files"] = Axe().run(page)
+        page.goto(url + "/#models")
+        expect(page.locator(".models li")).not_to_have_count(0)
+        found["models"] = Axe().run(page)
+        page.goto(url + "/?view=captions")
+        found["captions"] = Axe().run(page)
+        reports = {
+            name: result.generate_report()
+            for name, result in found.items()
+            if result.violations_count
+        }
+        assert reports == {}
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
