@@ -78,7 +78,10 @@ def test_wrong_usage_is_2_and_one_line(
 ) -> None:
     monkeypatch.setenv("STT_OFFLINE", "true")
     monkeypatch.setenv("STT_DEVICE", "cpu")
-    monkeypatch.setattr(logs, "configure", lambda level, shape: None)  # it would outlive the test
+    # What outlives a command otherwise:
+    monkeypatch.setattr(logs, "configure", lambda level, shape: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         status = cli.main(arguments.split())
     except SystemExit as error:
