@@ -417,6 +417,7 @@ def test_options_go_into_the_first_message_and_audio_waits_for_ready() -> None:
         (1009, {"code": "too_big", "message": "no"}, Refused),
         (1011, {"code": "internal_error", "message": "no"}, ServerFailed),
         (1013, {"code": "overloaded", "message": "no", "retry_after": 5}, Overloaded),
+        (1012, {"code": "stopping", "message": "no", "retry_after": 5}, Overloaded),
         (None, None, ConnectionLost),
         (1002, None, Refused),
     ],

@@ -198,7 +198,7 @@ class Conversation:
         elif name == "session_limit" and self._rate:
             self._forget_session()
             self._break(ConnectionLost(said))
-        elif code == 1013 or name == "overloaded":
+        elif code == 1013 or name in ("overloaded", "stopping"):
             error = Overloaded(
                 said or "the server takes no more streams now",
                 retry_after=fault.retry_after if fault is not None else None,
