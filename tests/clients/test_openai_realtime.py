@@ -10,8 +10,9 @@ import openai
 import pytest
 import soxr
 
+from streaming.audio.pcm import _TABLES
 from streaming.types import Samples
-from tests.fakes import lines, pcm, silence, speech, word_errors
+from tests.fakes import lines, pcm, silence, speech, wav, word_errors
 from tests.serving import running, with_toy
 
 pytestmark = pytest.mark.filterwarnings(
@@ -118,3 +119,51 @@ def expect_one_turn(events: list[Any], *, manual: bool) -> None:
     assert word_errors(lines()[0].text, completed.transcript) <= 1
     assert completed.usage.type == "duration"
     assert 3 < completed.usage.seconds < 8
+
+
+@pytest.mark.parametrize(("kind", "encoding"), [("audio/pcmu", "mulaw"), ("audio/pcma", "alaw")])
+def test_telephone_audio_is_understood(url: str, kind: str, encoding: str) -> None:
+    samples = soxr.resample(speech("000-en.flac"), 16000, 8000)
+    table = _TABLES[encoding]  # type: ignore[index]
+    order = np.argsort(table)
+    nearest = np.clip(np.searchsorted(table[order], samples), 0, 255)
+    audio = order[nearest].astype(np.uint8).tobytes()
+    given = session(None)
+    given["audio"]["input"]["format"] = {"type": kind}
+    client = openai.OpenAI(api_key="any", base_url=url)
+    # The toy knows no telephones: what it makes of the same audio as a recording is the measure.
+    file = ("a.wav", wav(samples, 8000))
+    expected = client.audio.transcriptions.create(file=file, model="toy").text
+    with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
+        connection.session.update(session=given)  # type: ignore[arg-type]
+        for at in range(0, len(audio), 801):
+            piece = base64.b64encode(audio[at : at + 801]).decode()
+            connection.input_audio_buffer.append(audio=piece)
+        connection.input_audio_buffer.commit()
+        text = next(event.transcript for event in connection if event.type.endswith("completed"))
+    client.close()
+    assert word_errors(expected, text) <= 1
+
+
+def test_logprobs_spell_the_transcript(url: str) -> None:
+    client = openai.OpenAI(api_key="any", base_url=url)
+    given = session(None, include=["item.input_audio_transcription.logprobs"])
+    with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
+        connection.session.update(session=given)  # type: ignore[arg-type]
+        for piece in pieces(speech("000-en.flac"), 100):
+            connection.input_audio_buffer.append(audio=piece)
+        connection.input_audio_buffer.commit()
+        events = list(iter_until_completed(connection))
+    client.close()
+    deltas = [each for each in events if each.type.endswith("transcription.delta")]
+    for each in (*deltas, events[-1]):
+        spelt = b"".join(bytes(token.bytes) for token in each.logprobs).decode()
+        assert spelt == (each.delta if each in deltas else each.transcript)
+        assert all(token.logprob <= 0 for token in each.logprobs)
+
+
+def iter_until_completed(connection: Any) -> Iterator[Any]:
+    for event in connection:
+        yield event
+        if event.type.endswith("completed"):
+            return

@@ -1,0 +1,212 @@
+"""Latency of OpenAI's dialect, through OpenAI's client, against the native one, in one run.
+
+    python tests/perf/realtime.py [--rounds 3] [--sessions 1]
+
+Plays sentences of the fixture as a microphone would, 20 ms at a time, to both dialects in turn. Prints, from the moment
+each word was spoken to its end, when it was first told for good (delta), and from the end of the last word when the
+turn was complete. With --sessions N, so many Realtime sessions at once, with their word errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import openai
+import soxr
+import websockets
+
+from tests.fakes import Line, lines, pcm, silence, word_errors
+from tests.serving import running, with_toy
+
+STEP = 0.02
+PAUSE = 1.2
+
+
+@dataclass
+class Heard:
+    """When words of one sentence were told, in seconds from the start of its audio."""
+
+    words: list[float] = field(default_factory=list)
+    completed: float = 0.0
+    text: str = ""
+
+    def note(self, text: str, at: float) -> None:
+        self.words += [at] * (len(text.split()) - len(self.words))
+
+
+async def paced(line: Line, rate: int, began: float) -> AsyncIterator[bytes]:
+    """The sentence and a pause, as time passes."""
+    samples = soxr.resample(line.samples, 16000, rate) if rate != 16000 else line.samples
+    audio = pcm(samples) + pcm(silence(PAUSE * rate / 16000))
+    size = 2 * round(STEP * rate)
+    for number, at in enumerate(range(0, len(audio), size)):
+        # A piece exists once its last sample has been spoken.
+        await asyncio.sleep(max(0.0, began + (number + 1) * STEP - time.monotonic()))
+        yield audio[at : at + size]
+
+
+async def native(url: str, line: Line, rate: int) -> Heard:
+    heard = Heard()
+    address = url.replace("http", "ws") + f"/v1/audio/transcriptions/stream?sample_rate={rate}"
+    async with websockets.connect(address) as socket:
+        await socket.recv()
+        began = time.monotonic()
+
+        async def speak() -> None:
+            async for piece in paced(line, rate, began):
+                await socket.send(piece)
+            await socket.send('{"type": "end"}')
+
+        speaking = asyncio.create_task(speak())
+        async for text in socket:
+            at = time.monotonic() - began
+            message = json.loads(text)
+            if message["type"] == "partial":
+                heard.note(heard.text + " " + message["committed"], at)
+            if message["type"] == "final":
+                heard.text = f"{heard.text} {message['text']}".strip()
+                heard.note(heard.text, at)
+                heard.completed = at
+        await speaking
+    return heard
+
+
+async def realtime(url: str, line: Line, rate: int) -> Heard:
+    heard, told = Heard(), ""
+    async with (
+        openai.AsyncOpenAI(api_key="any", base_url=url + "/v1") as client,
+        client.realtime.connect(extra_query={"intent": "transcription"}) as connection,
+    ):
+        given: Any = {
+            "format": {"type": "audio/pcm", "rate": rate},
+            "transcription": {"model": "toy"},
+            "turn_detection": {
+                "type": "server_vad",
+                "silence_duration_ms": 500,
+                "prefix_padding_ms": 320,
+            },
+        }
+        await connection.session.update(
+            session={"type": "transcription", "audio": {"input": given}}
+        )
+        while (await connection.recv()).type != "session.updated":
+            pass
+        began = time.monotonic()
+
+        async def speak() -> None:
+            async for piece in paced(line, rate, began):
+                await connection.input_audio_buffer.append(audio=base64.b64encode(piece).decode())
+            await connection.send({"type": "session.close"})  # type: ignore[typeddict-item]
+
+        speaking = asyncio.create_task(speak())
+        async for event in connection:
+            at = time.monotonic() - began
+            if event.type == "conversation.item.input_audio_transcription.delta":
+                told += event.delta or ""
+                heard.note(heard.text + " " + told, at)
+            if event.type == "conversation.item.input_audio_transcription.completed":
+                heard.text, told = f"{heard.text} {event.transcript}".strip(), ""
+                heard.completed = at
+        await speaking
+    return heard
+
+
+class Table:
+    """Latencies by dialect."""
+
+    def __init__(self) -> None:
+        self.deltas: list[float] = []
+        self.completed: list[float] = []
+        self.errors = 0
+
+    def add(self, line: Line, heard: Heard) -> None:
+        self.errors += word_errors(line.text, heard.text)
+        self.completed.append(heard.completed - line.words[-1][2])
+        if len(heard.words) == len(line.words):  # else which word is which is a guess
+            pairs = zip(heard.words, line.words, strict=True)
+            self.deltas += [at - word[2] for at, word in pairs]
+
+    def row(self, name: str) -> str:
+        def shown(values: list[float]) -> str:
+            ordered = sorted(values)
+            high = ordered[min(len(ordered) - 1, len(ordered) * 95 // 100)]
+            return f"{statistics.median(ordered) * 1000:9.0f}{high * 1000:9.0f}"
+
+        return f"{name:34}{shown(self.deltas)}{shown(self.completed)}{self.errors:9d}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sentences", type=int, default=6)
+    parser.add_argument("--sessions", type=int, default=1)
+    given = parser.parse_args()
+    spoken = lines()[: given.sentences]
+    ways = {
+        "native, 16 kHz": (native, 16000),
+        "native, 24 kHz": (native, 24000),
+        "Realtime, openai SDK, 16 kHz": (realtime, 16000),
+        "Realtime, openai SDK, 24 kHz": (realtime, 24000),
+    }
+    tables = {name: Table() for name in ways}
+    head = (
+        f"{'':34}{'delta':>18}{'completed':>18}{'word':>9}\n{'ms':34}" + f"{'P50':>9}{'P95':>9}" * 2
+    )
+    with running(with_toy()) as url:
+
+        async def one_by_one() -> None:
+            for number in range(given.rounds + 1):
+                for line in spoken if number else spoken[:1]:  # the first round warms up
+                    # One alone, and then the next: what slows the machine for a while slows all.
+                    for name, (way, rate) in ways.items():
+                        heard = await way(url, line, rate)
+                        if number:
+                            tables[name].add(line, heard)
+
+        async def together() -> Table:
+            table = Table()
+            chosen = [lines()[number % 24] for number in range(given.sessions)]
+            for line, heard in zip(
+                chosen,
+                await asyncio.gather(*(realtime(url, line, 24000) for line in chosen)),
+                strict=True,
+            ):
+                table.add(line, heard)
+            return table
+
+        if given.sessions > 1:
+            asyncio.run(together())  # warms up
+            found = asyncio.run(together())
+            print(
+                f"{head}{'errors':>9}\n{found.row(f'{given.sessions} Realtime sessions at once')}"
+            )
+            return
+        asyncio.run(one_by_one())
+    print(f"{head}{'errors':>9}")
+    for name, table in tables.items():
+        print(table.row(name))
+    for rate in ("16 kHz", "24 kHz"):
+        ours, theirs = tables[f"native, {rate}"], tables[f"Realtime, openai SDK, {rate}"]
+        delta = statistics.median(theirs.deltas) - statistics.median(ours.deltas)
+        whole = statistics.median(theirs.completed) - statistics.median(ours.completed)
+        print(
+            f"difference at {rate}, P50: delta {delta * 1000:+.1f} ms, completed {whole * 1000:+.1f} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()
