@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -428,3 +430,48 @@ def test_who_reads_nothing_of_very_much_is_told_and_closed() -> None:
         assert socket.close_code == 1008
         told = [each["utterance"] for each in found[:-1]]
         assert told == list(range(len(told))), "what was taken leaves in order"
+
+
+SLIPS = st.sampled_from(
+    ["{", "[]", '{"type": "start"}', '{"type": "commit", "marker": 1}', '{"type": "dance"}']
+)
+FRAME = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[Talker, str]]:
+    with serving() as found:
+        yield found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    encoding=st.sampled_from(sorted(FRAME)),
+    channels=st.integers(1, 3),
+    said=st.lists(
+        st.integers(0, 70_000) | SLIPS | st.just('{"type": "commit", "marker": "x"}'), max_size=12
+    ),
+)
+def test_counts_are_exact_whatever_is_said(
+    shared: tuple[Talker, str], encoding: str, channels: int, said: list[int | str]
+) -> None:
+    talker, url = shared
+    sent = 0
+    query = f"?encoding={encoding}&channels={channels}&sample_rate=16000"
+    with connect(url + query) as socket:
+        for each in said:
+            socket.send(bytes(each) if isinstance(each, int) else each)
+            sent += each if isinstance(each, int) else 0
+        say(socket, "end")
+        found = heard(socket)
+        assert socket.close_code == 1000
+    assert [each["seq"] for each in found] == list(range(len(found)))
+    received = [each["received"] for each in found if "received" in each]
+    assert received == sorted(received)
+    assert received[-1] == sent
+    assert talker.streams[-1].received == sent // (FRAME[encoding] * channels)
+    slips = [each for each in said if isinstance(each, str) and "x" not in each]
+    kinds = [each["type"] for each in found]
+    assert kinds.count("error") == len(slips)
+    assert kinds.count("marker") == said.count('{"type": "commit", "marker": "x"}')
+    assert (kinds[0], kinds[-1]) == ("ready", "end")
