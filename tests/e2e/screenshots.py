@@ -41,9 +41,7 @@ def file(url: str, name: str, **context: object) -> None:
     with visiting(url + "/#files", **context) as visit:
         page = visit.page
         page.set_input_files("#picker", [SPEECH / "long-0.flac"])
-        expect(page.locator(".recording .state")).to_have_text(
-            re.compile("^Done"), timeout=60_000
-        )
+        expect(page.locator(".recording .state")).to_have_text(re.compile("^Done"), timeout=60_000)
         page.locator(".recording .w").nth(23).click()
         page.wait_for_timeout(500)
         page.evaluate("document.querySelector('audio').pause()")
@@ -72,7 +70,11 @@ def main() -> None:
     """All of them."""
     OUT.mkdir(parents=True, exist_ok=True)
     chosen = [line for line in lines()[:24] if line.language == "en"][:6]
-    chosen += [lines()[3], lines()[4], *[line for line in lines()[:24] if line.language == "en"][6:]]
+    chosen += [
+        lines()[3],
+        lines()[4],
+        *[line for line in lines()[:24] if line.language == "en"][6:],
+    ]
     parts = [silence(0.3)]
     for line in chosen:
         parts += [line.samples, silence(0.9)]
