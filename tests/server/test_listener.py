@@ -3,7 +3,9 @@
 import asyncio
 import itertools
 import json
+import logging
 import socket
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import closing
 from urllib.parse import urlsplit
@@ -131,6 +133,32 @@ def test_a_peer_that_reads_nothing_does_not_hold_up_a_drain(
     # The server has been told to stop here, and waited for as long as it may take.
     with closing(deaf):
         assert talker.stopped.is_set()
+
+
+def test_a_closing_connection_does_not_wait_for_a_peer_that_reads_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "STALL", 0.5)
+    cut = threading.Event()
+
+    class Watch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "reads nothing" in record.getMessage():
+                cut.set()
+
+    watch = Watch()
+    logger = logging.getLogger("server.listener")
+    logger.addHandler(watch)
+    logger.setLevel(logging.INFO)
+    talker = Talker([Segment(at * RATE, (at + 1) * RATE, " w" * 20_000) for at in range(500)])
+    try:
+        with running(with_engine(talker)) as url, closing(dial(url)) as deaf:
+            deaf.sendall(upload("false").replace(b"host: here", b"host: here\r\nconnection: close"))
+            assert cut.wait(20)
+            assert httpx2.get(url + "/livez").status_code == 200
+    finally:
+        logger.removeHandler(watch)
+        logger.setLevel(logging.NOTSET)
 
 
 CHUNKED = (
