@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import SEEK_END
+from io import SEEK_END, SEEK_SET
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,8 +62,15 @@ class _Nameless:
 
     def __init__(self, file: BinaryIO) -> None:
         self.read = file.read
-        self.seek = file.seek
         self.tell = file.tell
+        self._file = file
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        """The new position; -1 where a damaged file points nowhere: PyAV would print the traceback of an exception."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -1
 
 
 def probe(path: Path) -> Probe:

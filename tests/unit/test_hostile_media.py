@@ -361,3 +361,29 @@ def test_the_server_answers_each_with_a_sentence_and_then_the_next_request() -> 
         )
         assert good.status_code == 200
         assert len(good.json()["text"].split()) > 3
+
+
+def test_damaged_files_end_in_a_sentence_and_print_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Lengths and positions that point nowhere; in a W64 file FFmpeg goes there."""
+    wholes = []
+    for form in ("w64", "mov"):
+        out = io.BytesIO()
+        with av.open(out, "w", format=form) as container:
+            stream = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+            frame = av.AudioFrame.from_ndarray(
+                (tone(0.5) * 32767).astype(np.int16)[None], format="s16", layout="mono"
+            )
+            frame.sample_rate = RATE
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        wholes.append(out.getvalue())
+    for whole in wholes:
+        for place in [*range(40, 120, 2), *range(len(whole) - 400, len(whole) - 4, 4)]:
+            for wrong in (b"\xff\xff\xff\xff", b"\x80\0\0\0"):
+                path = write(tmp_path / "a", whole[:place] + wrong + whole[place + 4 :])
+                with contextlib.suppress(AudioError):
+                    decode(path, limit=60)
+    printed = capfd.readouterr()
+    assert printed.err == printed.out == ""
