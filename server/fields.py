@@ -246,15 +246,19 @@ def _code(text: str, field: str) -> str:
 
 
 def _prompt(form: Form) -> str:
-    text = form.text("prompt") or ""
-    return "".join(letter for letter in text if letter.isprintable() or letter in "\n ")[-PROMPT:]
+    return _printable(form.text("prompt") or "")[-PROMPT:]
+
+
+def _printable(text: str) -> str:
+    """Without control characters and halves of characters, which no tokenizer takes."""
+    return "".join(letter for letter in text if letter.isprintable() or letter in "\n ")
 
 
 def _hotwords(form: Form) -> tuple[str, ...]:
     words = [word.strip() for word in form.many("keywords")]
     for text in form.many("hotwords"):
         words += [word.strip() for word in text.split(",")]
-    words = [word for word in words if word]
+    words = [word for word in map(_printable, words) if word]
     if sum(len(word) for word in words) > HOTWORDS:
         raise BadRequest(
             f"keywords have {sum(len(word) for word in words)} characters; at most {HOTWORDS} are taken",

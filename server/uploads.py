@@ -65,7 +65,9 @@ async def receive(request: Request, file_field: str = "file") -> AsyncGenerator[
 
 
 class _Parser(MultiPartParser):
-    """Starlette's, with the file where it is wanted and a bound for all text together."""
+    """Starlette's, with the file where it is wanted, a bound for all text together, and no codec but UTF-8."""
+
+    _charset = property(lambda self: "utf-8", lambda self, value: None)
 
     def __init__(self, request: Request, path: Path) -> None:
         super().__init__(

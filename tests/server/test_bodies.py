@@ -126,6 +126,21 @@ def test_media_types_are_case_insensitive() -> None:
     assert sent[0]["status"] == 200
 
 
+@pytest.mark.parametrize("charset", ["undefined", "hex", "unicode_escape", "punycode", "nothing"])
+def test_text_is_utf_8_whatever_a_client_says(charset: str) -> None:
+    talker = Talker()
+    prompt = b'\r\n--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n\\ud800 \xc3\xa9'
+    sent = asyncio.run(
+        ask(
+            create_app(context(talker)),
+            [piece(HEAD + RECORDING + prompt + b"\r\n--x--\r\n", more=False)],
+            content_type=f"multipart/form-data; boundary=x; charset={charset}",
+        )
+    )
+    assert sent[0]["status"] == 200
+    assert talker.asked[0].prompt == "\\ud800 é"
+
+
 def test_a_body_that_drips_is_told_so() -> None:
     with running(with_engine(Talker(), body_timeout=1.0)) as url:
         parts = urlsplit(url)

@@ -352,6 +352,8 @@ def test_json_in_fields_is_read_as_it_was_meant(client: httpx2.Client, talker: T
     assert asked.hotwords == ("New York, NY", "1984")
     assert asked.languages == ("fr", "en")
     assert (asked.beam, asked.vad_threshold, asked.endpointing_ms) == (2, 0.5, 300)
+    post(client, keywords='["\\ud800half", "\\u0000"]')
+    assert talker.asked[-1].hotwords == ("half",)
     # A part of a list is never JSON: it is the phrase itself.
     post(client, **{"keywords[]": ["[1]", "[draft"]})
     assert talker.asked[-1].hotwords == ("[1]", "[draft")
