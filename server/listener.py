@@ -28,6 +28,8 @@ HEAD = 10.0
 """Seconds that a request's head may take; uvicorn itself waits for ever."""
 STALL = 10.0
 """Seconds that a peer may take nothing of what is left to send, while its connection closes or the server drains."""
+SENDING = 32 * 2**10
+"""Bytes that may be on their way to a WebSocket's peer; the kernel doubles it."""
 MESSAGE = 24 * 2**20
 """Bytes of the largest WebSocket message on any dialect; each dialect has its own limit below."""
 
@@ -102,6 +104,10 @@ class _Sockets(WebSocketsSansIOProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._handshake = self.loop.call_later(HEAD, self._expire)
+        # What lies in buffers cannot be replaced by anything newer, and the kernel's own would hold minutes of it.
+        transport.set_write_buffer_limits(high=SENDING // 4)
+        if (found := transport.get_extra_info("socket")) is not None:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SENDING)
 
     def _expire(self) -> None:
         if not self.handshake_complete:

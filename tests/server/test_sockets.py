@@ -4,7 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from socket import create_connection
+from socket import SO_RCVBUF, SOL_SOCKET, create_connection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -415,6 +415,29 @@ def test_a_slow_reader_loses_stale_partials_and_no_final() -> None:
         assert kinds.count("partial") < 2000
         assert [each["seq"] for each in found] == list(range(len(found)))
         assert kinds[-1] == "end"
+
+
+def test_a_reader_that_stops_for_a_while_goes_on_with_what_is_new() -> None:
+    with serving() as (talker, url):
+        address = urlsplit(url)
+        with create_connection((address.hostname or "", address.port or 0), timeout=20) as slow:
+            slow.setsockopt(SOL_SOCKET, SO_RCVBUF, 16 * 2**10)
+            with connect(url, sock=slow, max_queue=1) as socket:
+                say(socket, "start")
+                found = heard(socket, "ready")
+                stream, left = talker.streams[0], threading.Event()
+                for revision in range(3000):
+                    stream.say(Partial(0, revision, "", " word" * 400))
+                    for _ in range(3):  # some turns of the loop, so that each might leave
+                        left.clear()
+                        stream.call(left.set)
+                        assert left.wait(20)
+                stream.say(Final(0, " word", (), 0, 1, "en"))
+                say(socket, "end")
+                found += heard(socket)
+    partials = [each["revision"] for each in found if each["type"] == "partial"]
+    assert len(partials) < 300, "of 3000: 6 MB"
+    assert [each["type"] for each in found[-2:]] == ["final", "end"]
 
 
 def test_who_reads_nothing_of_very_much_is_told_and_closed() -> None:
