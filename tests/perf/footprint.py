@@ -46,14 +46,14 @@ def main() -> None:
         with serving(command, Path(folder), **settings) as server:
             while httpx2.get(server.url + "/readyz").status_code != 200:
                 pass
-            print(f"memory, idle       {_resident(server.process):.0f} MB")
+            print(f"memory, idle       {resident(server.process):.0f} MB")
         base = {"STT_MODEL": f"base={toy.build('base')}", "STT_DEFAULT_MODEL": "base"}
         with serving(command, Path(folder), **settings, **base) as server:
             with lines()[0].path.open("rb") as file:
                 httpx2.post(
                     server.url + "/v1/audio/transcriptions", files={"file": file}, timeout=60
                 )
-            print(f"memory, base used  {_resident(server.process):.0f} MB")
+            print(f"memory, base used  {resident(server.process):.0f} MB")
 
 
 def _median(measure: object) -> float:
@@ -74,7 +74,7 @@ def _start(command: Path, folder: str, settings: dict[str, str]) -> float:
         return time.perf_counter() - started
 
 
-def _resident(process: int) -> float:
+def resident(process: int) -> float:
     """MB in memory of a process."""
     status = Path(f"/proc/{process}/status").read_text("utf-8")
     kilobytes = next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]
