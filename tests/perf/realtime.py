@@ -1,10 +1,10 @@
 """Latency of OpenAI's dialect, through OpenAI's client, against the native one, in one run.
 
-    python tests/perf/realtime.py [--rounds 3] [--sessions 1]
+    python tests/perf/realtime.py [--scripted] [--rounds 3] [--sessions 1]
 
 Plays sentences of the fixture as a microphone would, 20 ms at a time, to both dialects in turn. Prints, from the moment
 each word was spoken to its end, when it was first told for good (delta), and from the end of the last word when the
-turn was complete. With --sessions N, so many Realtime sessions at once, with their word errors.
+turn was complete. With --scripted the recogniser costs nothing, so that what is left is the dialects. With --sessions N, so many Realtime sessions at once, with their word errors.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import base64
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -27,7 +28,15 @@ import openai
 import soxr
 import websockets
 
-from tests.fakes import Line, lines, pcm, silence, word_errors
+from server.app import create_app
+from server.context import Context
+from server.settings import Settings
+from streaming.backends import loaders
+from streaming.local import LocalEngine, Plan
+from streaming.models import Catalogue
+from streaming.types import Device, Samples
+from tests.drive import speak
+from tests.fakes import Line, Loudness, lines, pcm, silence, word_errors
 from tests.serving import running, with_toy
 
 STEP = 0.02
@@ -123,6 +132,32 @@ async def realtime(url: str, line: Line, rate: int) -> Heard:
     return heard
 
 
+def scripted_sentences(count: int) -> list[Line]:
+    """Made audio, of which the scripted recogniser reads the words: 200 ms each, 50 ms apart."""
+    found = []
+    for number in range(count):
+        words = [(number * 7 + at * 5) % 60 for at in range(14)]
+        times = tuple((f"w{word}", at / 4, at / 4 + 0.2) for at, word in enumerate(words))
+        found.append(Scripted(Path(f"{number}"), "en", " ".join(t[0] for t in times), "", times))
+    return found
+
+
+class Scripted(Line):
+    @property
+    def samples(self) -> Samples:
+        return speak([int(word[0][1:]) for word in self.words])
+
+
+def with_scripted() -> tuple[object, Context]:
+    """A server whose recogniser and detector take no time."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "scripted").touch()
+    catalogue = Catalogue(loaders(), default="toy", paths={"toy": folder}, offline=True)
+    engine = LocalEngine(catalogue, loaders(), Loudness, Plan(Device(workers=2)))
+    here = Context(Settings(), engine, catalogue, ready=True)
+    return create_app(here), here
+
+
 class Table:
     """Latencies by dialect."""
 
@@ -151,11 +186,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--scripted", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sentences", type=int, default=6)
     parser.add_argument("--sessions", type=int, default=1)
     given = parser.parse_args()
-    spoken = lines()[: given.sentences]
+    spoken = (
+        scripted_sentences(given.sentences) if given.scripted else list(lines()[: given.sentences])
+    )
     ways = {
         "native, 16 kHz": (native, 16000),
         "native, 24 kHz": (native, 24000),
@@ -166,7 +204,7 @@ def main() -> None:
     head = (
         f"{'':34}{'delta':>18}{'completed':>18}{'word':>9}\n{'ms':34}" + f"{'P50':>9}{'P95':>9}" * 2
     )
-    with running(with_toy()) as url:
+    with running(with_scripted if given.scripted else with_toy()) as url:
 
         async def one_by_one() -> None:
             for number in range(given.rounds + 1):
