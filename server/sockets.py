@@ -37,6 +37,8 @@ STALL = 15.0
 PROTOCOL, KEY_PREFIX = "open-speech", "open-speech-key."
 """Subprotocols: browsers cannot set headers, so a key may come as the second one."""
 
+GRACE, LULL = 1.0, 0.1
+"""Seconds for which audio on its way is still taken when the server stops, and of silence that end them early."""
 STOPPING = "the server is stopping; connect again in a moment"
 
 Reason: TypeAlias = Literal["client", "restart", "idle", "limit", "error"]
@@ -99,7 +101,7 @@ class _Session:
         self._told_at = 0.0
         self._ack_timer: asyncio.TimerHandle | None = None
         self._patience: asyncio.Timeout | None = None  # while a message is waited for
-        self._stopping = False
+        self._stopping: float | None = None  # until when audio is still taken, if the server stops
         self._until = time.monotonic() + here.settings.max_stream_seconds
         self._reason: Reason = "client"
         self._code = 1000
@@ -189,11 +191,14 @@ class _Session:
 
     async def _receive(self) -> Message:
         """The next message. Raises TimeoutError when the session is to end without one."""
-        idle, now = self._here.settings.stream_idle_seconds, time.monotonic()
-        if self._stopping or now >= self._until:
+        wait, now = self._here.settings.stream_idle_seconds, time.monotonic()
+        until = self._until
+        if self._stopping is not None:
+            wait, until = LULL, self._stopping
+        if now >= until:
             raise TimeoutError
         try:
-            async with asyncio.timeout(min(idle, self._until - now)) as self._patience:
+            async with asyncio.timeout(min(wait, until - now)) as self._patience:
                 message = await self._socket.receive()
         finally:
             self._patience = None
@@ -205,7 +210,7 @@ class _Session:
         """The session ends though the client did not say so. Raises _Refusal if it had not begun."""
         settings = self._here.settings
         told: dict[str, Any] | None = None
-        if self._stopping:
+        if self._stopping is not None:
             self._reason, self._code = "restart", 1012
             if self._stream is None:
                 told = native.error(STOPPING, code="stopping", retry_after=5)
@@ -262,6 +267,8 @@ class _Session:
         self._source = live.source(opening.encoding, opening.sample_rate, opening.channels)
         self._writer = native.Writer(self._id, opening)
         self._stream = await self._here.engine.open_stream(opening.options)
+        if self._stopping is not None:  # it stopped while the model loaded; the audio waits unread
+            self._stopping = time.monotonic() + GRACE
         self._journal.put(self._writer.ready(self._stream.model))
         self._start(self._carry(self._stream, self._writer))
         log.info("stream %s opened, model %s", self._id, self._stream.model)
@@ -271,7 +278,7 @@ class _Session:
         assert self._source is not None
         size = self._source.piece or len(data)
         for at in range(0, len(data), size):
-            if self._stopping:
+            if self._stopping is not None and time.monotonic() >= self._stopping:
                 return  # the client knows by `received` where to go on
             piece = data[at : at + size]
             await self._pour(self._source.decode(piece))
@@ -318,9 +325,9 @@ class _Session:
     async def _watch(self) -> None:
         """Wake the reader when the server stops."""
         await self._here.stopping.wait()
-        self._stopping = True
+        self._stopping = time.monotonic() + GRACE
         if self._patience is not None:
-            self._patience.reschedule(asyncio.get_running_loop().time())
+            self._patience.reschedule(asyncio.get_running_loop().time() + LULL)
 
     # What goes out.
 

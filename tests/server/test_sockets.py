@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from server import sockets
 from streaming.errors import BackendError, ModelUnavailable, Overloaded
 from streaming.events import Failed, Final, Partial
 from tests.containers import contained
@@ -193,9 +194,9 @@ def test_a_session_that_lasts_too_long_is_ended_with_its_finals() -> None:
 
 
 def test_a_server_that_stops_lets_streams_end() -> None:
-    with ExitStack() as sockets:
+    with ExitStack() as stack:
         with serving() as (_, url):
-            first, second = (sockets.enter_context(connect(url)) for _ in range(2))
+            first, second = (stack.enter_context(connect(url)) for _ in range(2))
             first.send(SECOND)
             heard(first, "ack")  # the second has sent nothing at all
         found = heard(first)
@@ -209,6 +210,24 @@ def test_a_server_that_stops_lets_streams_end() -> None:
         assert first.close_code == 1012
         assert [each["code"] for each in heard(second)] == ["stopping"]
         assert second.close_code == 1012
+
+
+def test_a_server_that_stops_takes_what_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "GRACE", 20.0)
+    with ExitStack() as stack:
+        with serving() as (talker, url):
+            socket = stack.enter_context(connect(url))
+            socket.send(SECOND)
+            heard(socket, "ack")
+            stream = talker.streams[0]
+            stream.call(stream.room.clear)  # the engine is behind, and the rest waits in the socket
+            socket.send(SECOND)
+            socket.send(SECOND)
+            threading.Timer(0.3, lambda: stream.call(stream.room.set)).start()
+        found = heard(socket)
+        assert found[-2]["text"] == "48000 samples"
+        assert found[-1]["received"] == 3 * len(SECOND)
+        assert socket.close_code == 1012
 
 
 @pytest.mark.parametrize(
