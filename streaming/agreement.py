@@ -80,6 +80,21 @@ class Agreement:
         self.tentative = tuple(word for word in rest if word.end <= shown)
         return before != (self.committed, self.tentative)
 
+    def receive_step(
+        self, words: Sequence[Word], stable: int, edge: int, *, at_end: bool = False
+    ) -> bool:
+        """A step recogniser that has heard everything up to `edge` says `words`, `stable` of which it will not change.
+
+        One that revises cannot be held to the committed words: what it says after them in time is compared.
+        """
+        before = self.committed, self.tentative
+        if stable > 0:
+            self.committed += tuple(words[len(self.committed) : stable])
+            self.tentative = tuple(words[len(self.committed) :])
+        else:
+            self.receive_hypothesis(self._continued(words), edge, at_end=at_end)
+        return before != (self.committed, self.tentative)
+
     def finish(self, words: Sequence[Word]) -> tuple[Word, ...]:
         """All words of the final: the log, then what the last decode says beyond it.
 
@@ -91,6 +106,10 @@ class Agreement:
             word.text == forced.text for word, forced in zip(words, prefix, strict=False)
         ):
             return self.committed + tuple(words[len(prefix) :])
+        return self._continued(words)
+
+    def _continued(self, words: Sequence[Word]) -> tuple[Word, ...]:
+        """The committed words, then those of `words` that come after them in time."""
         edge = self.committed[-1].end if self.committed else 0
         return self.committed + tuple(
             word for word in words if (word.start + word.end) // 2 >= edge

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from streaming.backends.base import WindowBackend
+from streaming.backends.base import Hypothesis, Step, StepBackend, StepResult, Window, WindowBackend
+from streaming.backends.stepwise import Steps, whole
 from streaming.errors import BackendError, ModelGone, OpenSpeechError
 from streaming.scheduler import Batch, Job, Scheduler
 from streaming.types import ModelInfo
@@ -25,8 +26,9 @@ Fail = Callable[[OpenSpeechError], None]
 class Executor:
     """Serves the jobs of many owners with one backend. Use it from the event loop's thread only."""
 
-    def __init__(self, backend: WindowBackend, info: ModelInfo, workers: int) -> None:
-        self.backend = backend
+    def __init__(self, backend: WindowBackend | StepBackend, info: ModelInfo, workers: int) -> None:
+        self.backend = whole(backend)
+        self._steps = Steps(backend) if isinstance(backend, StepBackend) else None
         self.info = info
         self.scheduler = Scheduler(workers, backend.capabilities.max_batch)
         self._owners: dict[Hashable, tuple[Deliver, Fail]] = {}
@@ -47,6 +49,7 @@ class Executor:
         if self._owners.pop(owner, None) is not None:
             self.scheduler.live_streams -= live
             self.scheduler.cancel(owner)
+            self._drop(owner)
             self._dispatch()
 
     def free_for(self, owner: Hashable) -> int:
@@ -88,8 +91,7 @@ class Executor:
         """On a worker thread."""
         started = time.monotonic()
         try:
-            results = self.backend.decode([job.window for job in batch.jobs])
-            for job, result in zip(batch.jobs, results, strict=True):
+            for job, result in zip(batch.jobs, self._results(batch.jobs), strict=True):
                 job.result = result
         except OpenSpeechError as error:
             for job in batch.jobs:
@@ -106,6 +108,20 @@ class Executor:
         except RuntimeError:
             log.debug("the event loop closed before a decode was done")
 
+    def _results(self, jobs: list[Job]) -> Sequence[Hypothesis | StepResult]:
+        windows = [job.window for job in jobs if isinstance(job.window, Window)]
+        if windows:
+            return self.backend.decode(windows)
+        assert self._steps is not None
+        return self._steps.run(
+            [(job.owner, job.tag, job.window) for job in jobs if isinstance(job.window, Step)]
+        )
+
+    def _drop(self, owner: Hashable) -> None:
+        """Free what a step recogniser keeps of `owner`; what is at work comes back here when it is done."""
+        if self._steps is not None and not self._closed and not self.scheduler.runs(owner):
+            self._pool.submit(self._steps.drop, owner)
+
     def _done(self, batch: Batch, started: float, ended: float) -> None:
         self.scheduler.done(batch, ended - started)
         self._dispatch()  # first keep the workers busy, then think about the results
@@ -116,3 +132,5 @@ class Executor:
     def _deliver(self, job: Job) -> None:
         if job.owner in self._owners:
             self._owners[job.owner][0](job)
+        else:
+            self._drop(job.owner)

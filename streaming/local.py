@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from streaming import selftest
 from streaming.audio import files
-from streaming.backends.base import Loader, WindowBackend
+from streaming.backends.base import Loader
+from streaming.backends.stepwise import whole
 from streaming.ears import Ears
 from streaming.errors import ModelUnavailable, OpenSpeechError, Overloaded, Unsupported
 from streaming.events import Event
@@ -222,11 +223,9 @@ class LocalEngine:
             )
         device = self._plan.device
         backend = await asyncio.to_thread(loader.load, path, device)
-        if not isinstance(backend, WindowBackend):
-            raise ModelUnavailable(f"backend {entry.backend} cannot decode windows")
         if device.kind == "cuda":
             try:
-                await asyncio.to_thread(selftest.check, backend, key)
+                await asyncio.to_thread(selftest.check, whole(backend), key)
             except BaseException:
                 await asyncio.to_thread(backend.close)
                 raise

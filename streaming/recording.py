@@ -137,9 +137,10 @@ class RecordingSession:
         """A window came back. Raises its error, if it is one."""
         pack = job.tag
         assert isinstance(pack, _Pack)
-        if not isinstance(job.result, Hypothesis):
-            raise job.result or RuntimeError("a job without a result")
         result = job.result
+        if isinstance(result, Exception):
+            raise result
+        assert isinstance(result, Hypothesis)
         if result.capped and self._halve(pack):
             return
         if evidence.doubtful(result) and self._options.task != "detect":

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from streaming.backends.base import Hypothesis, Window
+from streaming.backends.base import Hypothesis, Step, StepResult, Window
 
 
 class Lane(IntEnum):
@@ -30,7 +30,7 @@ class Job:
 
     owner: Hashable
     lane: Lane
-    window: Window
+    window: Window | Step
     key: Hashable
     """Windows of one key may share a batch."""
     tag: object = None
@@ -44,7 +44,7 @@ class Job:
     started: float | None = None
     """None while it waits."""
     finished: float = 0.0
-    result: Hypothesis | Exception | None = None
+    result: Hypothesis | StepResult | Exception | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -192,6 +192,10 @@ class Scheduler:
     def waiting(self, lane: Lane | None = None) -> int:
         """Jobs queued, of one lane or of all."""
         return sum(len(queue) for each, queue in self._waiting.items() if lane in (None, each))
+
+    def runs(self, owner: Hashable) -> bool:
+        """A job of `owner` is at work."""
+        return any(job.owner == owner for batch in self._running for job in batch.jobs)
 
     @property
     def running(self) -> int:

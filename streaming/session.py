@@ -6,6 +6,9 @@ gives to the scheduler, and what comes back in again.
 While somebody speaks the open utterance wants a *partial* decode of its window every `interval` of new speech. At the
 first 64 ms of silence it wants a *speculative final*; if nobody speaks on, that is the final, which then costs no
 time at the endpoint.
+
+A *step* recogniser hears the utterance piece by piece instead, one piece at a time and in order; at the end it is told
+that this was all. What it says goes through the same agreement, unless it promises to change nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 
 from streaming import evidence
 from streaming.agreement import Agreement
-from streaming.backends.base import Capabilities, Decoding, Hypothesis, Window
+from streaming.backends.base import Capabilities, Decoding, Hypothesis, Step, StepResult, Window
 from streaming.errors import BackendError, OpenSpeechError
 from streaming.events import (
     Eager,
@@ -62,6 +65,13 @@ class _Utterance:
     guess: Final | None = None  # the final, if nobody speaks on
     edge: int = 0  # of the audio that `final` and `guess` cover
     doubted: Hypothesis | None = None  # the first, doubtful result of the job in `final`
+    fed: int | None = (
+        None  # step recognisers: end of the audio heard; None: to be begun, maybe anew
+    )
+    begun_again: bool = False  # step recognisers: the last step failed once
+    pause: int | None = (
+        None  # step recognisers: where speech may have ended; nothing after it is fed
+    )
     eager: bool = False  # an Eager event is out
     revision: int = 0
     shown: tuple[str, str] = ("", "")
@@ -93,6 +103,7 @@ class Session:
         self._detected: str | None = (
             None  # the last sure detection; two that agree lock the language
         )
+        self._steps = capabilities.kind == "step"
         self._numbers = after.utterance + 1 if after else 0
         self._open: deque[_Utterance] = (
             deque()
@@ -144,8 +155,14 @@ class Session:
             self._receive_final(utterance, job)
         elif job is utterance.partial:
             utterance.partial = None
-            if isinstance(job.result, Hypothesis) and utterance.end is None:
+            if isinstance(job.result, StepResult):
+                self._receive_step(utterance, job, job.result)
+            elif self._steps:
+                utterance.fed = None  # it failed: begin anew
+            elif isinstance(job.result, Hypothesis) and utterance.end is None:
                 self._receive_partial(utterance, job, job.result)
+            if self._steps and utterance.end is not None:
+                self._ask_last(utterance)
         self._want(utterance)
         self._publish()
 
@@ -167,7 +184,7 @@ class Session:
                 case Started(at):
                     self._start(at)
                 case Paused(_, end):
-                    if self.speculate:
+                    if self.speculate or self._steps:
                         self._speculate(self._open[-1], end)
                 case Resumed():
                     self._resume(self._open[-1])
@@ -190,11 +207,15 @@ class Session:
         self._events.append(SpeechStarted(utterance.number, at))
 
     def _speculate(self, utterance: _Utterance, end: int) -> None:
+        if self._steps:
+            utterance.pause = end
+            return
         utterance.guess = utterance.doubted = None
         utterance.edge = end
         utterance.final = self._ask(utterance, Lane.SPECULATIVE, end)
 
     def _resume(self, utterance: _Utterance) -> None:
+        utterance.pause = None
         # What the speculation found is still good as a hypothesis; as a final it is not.
         if utterance.eager:
             self._events.append(SpeechResumed(utterance.number))
@@ -207,7 +228,9 @@ class Session:
     def _stop(self, utterance: _Utterance, end: int, speech_end: int) -> None:
         utterance.end = end
         self._events.append(SpeechStopped(utterance.number, speech_end))
-        if utterance.guess is not None and utterance.edge == end:
+        if self._steps:
+            self._ask_last(utterance)
+        elif utterance.guess is not None and utterance.edge == end:
             self._finish(utterance, utterance.guess)
         elif (
             utterance.final is not None
@@ -236,6 +259,9 @@ class Session:
         if utterance.guess is not None:
             return
         edge = min(self._listener.heard, self.received)
+        if self._steps:
+            self._want_step(utterance, edge)
+            return
         if edge - utterance.asked < self.interval:
             return
         if utterance.partial is not None and utterance.partial.started is not None:
@@ -272,6 +298,60 @@ class Session:
         self._jobs.append(job)
         return job
 
+    def _want_step(self, utterance: _Utterance, edge: int) -> None:
+        if utterance.partial is not None and utterance.partial.started is not None:
+            return  # one step at a time: the next one follows it
+        at = utterance.start if utterance.fed is None else utterance.fed
+        resting = utterance.pause is not None and utterance.pause <= edge
+        edge = min(edge, utterance.pause or edge)
+        if chunk := self._capabilities.chunk:
+            edge = at + (edge - at) // chunk * chunk
+        if edge - at < (1 if resting else max(1, min(self.interval, chunk or self.interval))):
+            return
+        if utterance.partial is not None and utterance.partial.edge == edge:
+            return
+        utterance.partial = self._ask_step(utterance, Lane.PARTIAL, edge)
+
+    def _ask_step(self, utterance: _Utterance, lane: Lane, edge: int, *, last: bool = False) -> Job:
+        options = self.options
+        at = utterance.start if utterance.fed is None else utterance.fed
+        decoding = Decoding(
+            task=options.task,
+            language=self._language or utterance.language,
+            languages=options.languages,
+            prompt=options.prompt,
+            hotwords=options.hotwords,
+            align=True,
+        )
+        samples = self._listener.timeline.read(at, edge)
+        step = Step(samples, decoding, utterance.fed is None, last)
+        job = Job(self, lane, step, ("step", last), utterance, at, edge)
+        self._jobs.append(job)
+        return job
+
+    def _ask_last(self, utterance: _Utterance) -> None:
+        """The rest of an utterance that has ended, once no step of it is running."""
+        if utterance.final is not None or utterance.outcome is not None:
+            return
+        if utterance.partial is not None and utterance.partial.started is not None:
+            return
+        assert utterance.end is not None
+        utterance.partial = None
+        if utterance.fed is not None and utterance.fed > utterance.end:
+            utterance.fed = None  # it was split before what was heard
+        utterance.edge = utterance.end
+        utterance.final = self._ask_step(utterance, Lane.FINAL, utterance.end, last=True)
+
+    def _receive_step(self, utterance: _Utterance, job: Job, result: StepResult) -> None:
+        utterance.fed = job.edge
+        if utterance.end is not None and job.edge > utterance.end:
+            return
+        words = shifted(result.words, utterance.start)
+        at_end = utterance.pause == job.edge
+        changed = utterance.agreement.receive_step(words, result.stable, job.edge, at_end=at_end)
+        if changed and utterance.end is None and self.options.partials:
+            self._show(utterance)
+
     def _receive_partial(self, utterance: _Utterance, job: Job, result: Hypothesis) -> None:
         if evidence.silent(result) or job.start != utterance.agreement.trim:
             return
@@ -288,11 +368,21 @@ class Session:
         utterance.final = None
         result = job.result
         if not isinstance(result, Hypothesis):
+            if self._steps and not utterance.begun_again:
+                # Its state is lost with it; the audio is not.
+                utterance.begun_again, utterance.fed = True, None
+                self._ask_last(utterance)
+                return
             error = result if isinstance(result, OpenSpeechError) else BackendError(str(result))
             if utterance.end is not None:
                 utterance.outcome = Failed(utterance.number, error)
             return
-        if evidence.doubtful(result) and utterance.doubted is None and result.temperature < RETRY:
+        if (
+            not self._steps
+            and evidence.doubtful(result)
+            and utterance.doubted is None
+            and result.temperature < RETRY
+        ):
             # Once more before it may become text: in a full window where it was a short one, else warmer.
             utterance.doubted = result
             lane = Lane.FINAL if utterance.end is not None else Lane.SPECULATIVE
@@ -307,7 +397,8 @@ class Session:
         self._learn_language(result)
         started = job.added if job.started is None else job.started
         timing = Timing(started - job.added, job.finished - started, utterance.end is None)
-        final = self._compose(utterance, result, shifted(result.words, job.start), timing)
+        origin = utterance.start if self._steps else job.start
+        final = self._compose(utterance, result, shifted(result.words, origin), timing)
         if utterance.end is not None:
             self._finish(utterance, final)
             return

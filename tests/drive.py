@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from streaming.backends.base import Hypothesis, Window
+from streaming.backends.base import Hypothesis, StepBackend, Window
 from streaming.backends.scripted import CAPABILITIES, ScriptedBackend, spell
+from streaming.backends.stepwise import Steps
+from streaming.errors import BackendError
 from streaming.events import Event
 from streaming.scheduler import Scheduler
 from streaming.segmenter import FRAME
@@ -79,12 +81,16 @@ def drive(
     decode: Decode = honest,
     commits: Sequence[int] = (),
     workers: int = 1,
+    stepper: StepBackend | None = None,
 ) -> list[Event]:
     """All events of a stream that hears `audio` in messages of `sizes`.
 
-    Each message is a turn; a decode takes as many turns as `delays` says, in rotation. `commits` are sample counts.
+    Each message is a turn; a decode takes as many turns as `delays` says, in rotation. `commits` are sample counts. With a
+    `stepper` the recogniser hears steps instead of windows.
     """
-    session = Session(options, CAPABILITIES, lambda window: len(window.samples) // (5 * RATE))
+    steps = Steps(stepper) if stepper is not None else None
+    capabilities = stepper.capabilities if stepper is not None else CAPABILITIES
+    session = Session(options, capabilities, lambda window: len(window.samples) // (5 * RATE))
     scheduler = Scheduler(workers, 4)
     running: list[tuple[int, object]] = []
     events: list[Event] = []
@@ -115,7 +121,14 @@ def drive(
         for batch in due:
             scheduler.done(batch, 0.1)
             for job in batch.jobs:
-                job.result = decode(job.window)
+                if isinstance(job.window, Window):
+                    job.result = decode(job.window)
+                else:
+                    assert steps is not None
+                    try:
+                        job.result = steps.run([(session, job.tag, job.window)])[0]
+                    except BackendError as error:
+                        job.result = error
                 session.receive_result(job)
         while (batch := scheduler.take(float(turn))) is not None:
             running.append((turn + delays[decoded % len(delays)], batch))

@@ -30,8 +30,8 @@ class Capabilities:
     full: int = 30 * RATE
     """Samples of the window it was trained on; 0 where there is no padding."""
     max_batch: int = 1
-    append_only: bool = False
-    """Step recognisers: all words of a step may be committed at once."""
+    chunk: int = 0
+    """Step recognisers: samples of every step; 0 takes any number."""
     commit_hold_back: int = RATE // 2
     """Samples before the edge within which words are not committed while somebody speaks."""
     display_hold_back: int = RATE // 10
@@ -60,6 +60,19 @@ class Decoding:
     floor: int = 0
     """Samples (silence appended) a padded recogniser's window has at least; 30 s is a full Whisper window. The
     recogniser adds the tail it needs and rounds up to its buckets."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """What a step recogniser hears next of an utterance."""
+
+    samples: Samples
+    """Follow those of the step before; read only, valid until the step returns."""
+    decoding: Decoding = Decoding()
+    first: bool = False
+    """Begins the utterance, anew if it was begun before."""
+    last: bool = False
+    """Nothing follows: the answer is the whole Hypothesis."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +143,10 @@ class WindowBackend(Backend, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """All words since `open`, and how many of them the recogniser will not change."""
+    """All words since `open`, positions from there, and how many of them the recogniser will never change.
+
+    A recogniser that revises says 0; what is committed is then found by comparing its answers.
+    """
 
     words: tuple[Word, ...]
     stable: int = 0
@@ -145,11 +161,15 @@ class StepBackend(Backend, Protocol):
         ...
 
     def step(self, states: Sequence[Any], chunks: Sequence[Samples]) -> list[StepResult]:
-        """Feed each state its next chunk. States may be of any age."""
+        """Feed each state, of any age, its next chunk: `Capabilities.chunk` samples where that is fixed."""
         ...
 
     def finish(self, state: Any) -> Hypothesis:
-        """The final text; the state is used up."""
+        """The final text, with words; the state is used up."""
+        ...
+
+    def drop(self, state: Any) -> None:
+        """The client went away: free the state."""
         ...
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from streaming.backends.base import Capabilities, Hypothesis, Window
+from streaming.backends.base import Capabilities, Decoding, Hypothesis, StepResult, Window
 from streaming.types import RATE, Device, Samples, Token, Word
 
 LEVELS = 64
@@ -33,6 +33,10 @@ CAPABILITIES = Capabilities(
     max_batch=8,
     full=0,
 )
+
+
+STEPS = replace(CAPABILITIES, kind="step", chunk=RATE * 8 // 25, max_batch=64)
+"""The same as a step recogniser that hears 320 ms at a time and takes nothing back."""
 
 
 @dataclass(slots=True)
@@ -73,6 +77,55 @@ class ScriptedBackend:
         )
 
 
+@dataclass(slots=True, eq=False)
+class _Heard:
+    samples: Samples
+    decoding: Decoding
+
+
+@dataclass(slots=True)
+class ScriptedSteps:
+    """A StepBackend: many streams of any age in one call."""
+
+    capabilities: Capabilities = STEPS
+    compute_type: str = "none"
+    memory: int | None = 0
+    calls: list[int] = field(default_factory=list)
+    """Streams in each call of `step`."""
+    open_states: int = 0
+
+    def open(self, decoding: Decoding) -> _Heard:
+        """Nothing heard yet."""
+        self.open_states += 1
+        return _Heard(np.zeros(0, np.float32), decoding)
+
+    def step(self, states: Sequence[_Heard], chunks: Sequence[Samples]) -> list[StepResult]:
+        """Words are stable once something follows them."""
+        self.calls.append(len(states))
+        found = []
+        for state, chunk in zip(states, chunks, strict=True):
+            if len(chunk) != self.capabilities.chunk:
+                raise ValueError(f"a chunk of {len(chunk)} samples")
+            state.samples = np.concatenate([state.samples, chunk])
+            words = read(state.samples)
+            done = sum(word.end < len(state.samples) for word in words)
+            found.append(StepResult(words, done))
+        return found
+
+    def finish(self, state: _Heard) -> Hypothesis:
+        """All of it."""
+        self.open_states -= 1
+        return ScriptedBackend()._read(Window(state.samples, replace(state.decoding, align=True)))
+
+    def drop(self, state: _Heard) -> None:
+        """Nothing is kept."""
+        del state
+        self.open_states -= 1
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
 def read(samples: Samples) -> tuple[Word, ...]:
     """The words spelt in `samples`: runs of one level of at least 20 ms, tolerant of resampling and 16-bit rounding."""
     levels = np.rint(samples * LEVELS).astype(int)
@@ -95,13 +148,19 @@ class _Loader:
     name = "scripted"
 
     def inspect(self, path: Path) -> Capabilities | None:
-        """Serves a folder that holds a file called ``scripted``."""
-        return CAPABILITIES if (path / "scripted").is_file() else None
+        """Serves a folder that holds a file called ``scripted``; one that says ``steps`` is for streaming."""
+        if not (path / "scripted").is_file():
+            return None
+        return STEPS if _steps(path) else CAPABILITIES
 
-    def load(self, path: Path, device: Device) -> ScriptedBackend:
+    def load(self, path: Path, device: Device) -> ScriptedBackend | ScriptedSteps:
         """Needs nothing."""
-        del path, device
-        return ScriptedBackend()
+        del device
+        return ScriptedSteps() if _steps(path) else ScriptedBackend()
+
+
+def _steps(path: Path) -> bool:
+    return (path / "scripted").read_text("utf-8").strip() == "steps"
 
 
 LOADER = _Loader()

@@ -1,5 +1,7 @@
 """The built-in recogniser works in processes that may die."""
 
+import asyncio
+import multiprocessing
 import os
 import signal
 import threading
@@ -9,10 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streaming.backends import loaders
 from streaming.backends.base import Decoding, Window
 from streaming.backends.pocketsphinx import LOADER, PocketSphinx
-from streaming.types import Device
-from tests.fakes import lines
+from streaming.events import Event, Failed, Final, Partial
+from streaming.local import LocalEngine, Plan
+from streaming.models import Catalogue
+from streaming.types import Device, Options, Samples
+from streaming.vad.silero import Silero
+from tests.fakes import lines, silence
 
 
 @pytest.fixture
@@ -59,3 +66,61 @@ def test_closing_leaves_no_process(sphinx: PocketSphinx) -> None:
     sphinx.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def events_of(audio: Samples, *, kill: bool = False) -> list[Event]:
+    """A live stream of the built-in recogniser through the engine; its process may be killed in mid-speech."""
+    catalogue = Catalogue(loaders(), default="pocketsphinx", offline=True)
+    plan = Plan(Device(workers=1))
+    engine = LocalEngine(catalogue, loaders(), Silero, plan)
+    stream = await engine.open_stream(Options())
+    events: list[Event] = []
+    shown = asyncio.Event()
+
+    async def read() -> None:
+        async for event in stream:
+            events.append(event)
+            if isinstance(event, Partial):
+                shown.set()
+
+    reading = asyncio.create_task(read())
+    try:
+        half = len(audio) // 2
+        await stream.send(audio[:half])
+        async with asyncio.timeout(60):
+            await shown.wait()  # in mid-speech
+        if kill:
+            for child in multiprocessing.active_children():
+                if child.name == "pocketsphinx" and child.pid is not None:
+                    os.kill(child.pid, signal.SIGKILL)
+        await stream.send(audio[half:])
+        await stream.end()
+        await reading
+    finally:
+        reading.cancel()
+        await stream.aclose()
+        await engine.aclose()
+    return events
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_live_it_hears_step_by_step_and_survives_its_process(kill: bool) -> None:
+    line = lines()[0]
+    events = asyncio.run(events_of(np.concatenate([line.samples, silence(1.0)]), kill=kill))
+    partials = [event for event in events if isinstance(event, Partial)]
+    finals = [event for event in events if isinstance(event, Final)]
+    assert partials, "words are shown before the utterance ends"
+    assert not [event for event in events if isinstance(event, Failed)]
+    text = "".join(final.text for final in finals)
+    assert len(text.split()) >= 4
+    for final in finals:
+        shown = [each.committed for each in partials if each.utterance == final.utterance]
+        assert all(final.text.startswith(committed) for committed in shown)
+
+
+def test_streams_beyond_the_decoders_are_heard_at_the_end(sphinx: PocketSphinx) -> None:
+    sphinx._most = 0  # no process may be started for live streams
+    state = sphinx.open(Decoding())
+    samples = lines()[0].samples
+    assert sphinx.step([state], [samples])[0].words == ()
+    assert sphinx.finish(state).text == sphinx.decode([Window(samples)])[0].text
