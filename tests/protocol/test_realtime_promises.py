@@ -218,3 +218,50 @@ def test_no_word_is_lost_or_doubled(
     else:  # a word that a commit cut in two is heard twice, once on either side
         assert list(dict.fromkeys(heard)) == list(dict.fromkeys(spoken))
         assert len(spoken) <= len(heard) <= len(spoken) + len(set(commits))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    words=st.lists(
+        st.one_of(st.integers(0, 60), st.sampled_from([0.25, 0.75])), min_size=2, max_size=20
+    ),
+    commits=st.sets(st.integers(1, 12), max_size=4),
+    cleared=st.one_of(st.none(), st.integers(1, 12)),
+    delay=st.integers(1, 9),
+    seed=st.one_of(st.none(), st.integers(0, 99)),
+)
+def test_each_commit_has_the_words_since_the_one_before(
+    words: list[int | float],
+    commits: set[int],
+    cleared: int | None,
+    delay: int,
+    seed: int | None,
+) -> None:
+    # A word every quarter of a second, and a message every half: each message ends in the middle of a gap.
+    audio = np.concatenate([np.zeros(400, np.float32), speak(words), np.zeros(8000, np.float32)])
+    said = converse(
+        audio,
+        manual=True,
+        sizes=[16_000],
+        commits=sorted(commits),
+        clears=[] if cleared is None else [cleared],
+        decode=honest,
+        delay=delay,
+        deltas="early" if seed is None else "late",
+    )
+    found = [message["transcript"] for message in said if "transcript" in message]
+    quarter, starts = 0, []
+    for word in words:
+        if isinstance(word, int):
+            starts.append((quarter / 4 + 0.025, f"w{word}"))
+        quarter += 1 if isinstance(word, int) else round(word * 4)
+    end = len(audio) / 16_000
+    cuts = sorted({(each / 2, True) for each in commits if each / 2 < end} | {(end, True)})
+    if cleared is not None and cleared / 2 < end and cleared not in commits:
+        cuts = sorted([*cuts, (cleared / 2, False)])
+    expected, before = [], 0.0
+    for cut, kept in cuts:
+        if kept and cut - before >= 0.1:
+            expected.append(" ".join(word for at, word in starts if before <= at < cut))
+        before = cut
+    assert found == expected
