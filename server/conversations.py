@@ -94,6 +94,9 @@ class Conversation:
             asyncio.Queue()
         )  # at most two: the next opens when the last is drained
         self._sent = 0
+        self._reading = (
+            asyncio.Lock()
+        )  # a message is read in a thread; the server may stop meanwhile
 
     async def run(self) -> int:
         """From the accepted socket to its close; answers the close code."""
@@ -160,12 +163,13 @@ class Conversation:
             data: str | bytes | None = message.get("text")
             if data is None:
                 data = message.get("bytes") or b""
-            if len(data) > HEAVY:
-                read = await asyncio.to_thread(self._dialect.read, data)
-            else:
-                read = self._dialect.read(data)
-            lag = self._waiting / RATE + (self._running.stream.lag if self._running else 0.0)
-            self._do(self._dialect.receive(read, lag))
+            async with self._reading:
+                if len(data) > HEAVY:
+                    read = await asyncio.to_thread(self._dialect.read, data)
+                else:
+                    read = self._dialect.read(data)
+                lag = self._waiting / RATE + (self._running.stream.lag if self._running else 0.0)
+                self._do(self._dialect.receive(read, lag))
             if self._waiting > AHEAD:
                 self._room.clear()
                 with suppress(TimeoutError):
@@ -199,7 +203,8 @@ class Conversation:
     async def _watch(self) -> None:
         """Tell the dialect when the server stops."""
         await self._here.stopping.wait()
-        self._do(self._dialect.receive_stop())
+        async with self._reading:
+            self._do(self._dialect.receive_stop())
 
     async def _finish(self) -> None:
         """End the open stream and wait until all its events are encoded."""

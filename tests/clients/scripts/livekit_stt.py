@@ -19,7 +19,6 @@ async def main() -> None:
             use_realtime=True,
             base_url=url + "/v1",
             api_key="any",
-            **({"vad": None} if model == "gpt-live-transcribe" else {}),
         )
         stream = heard.stream()
 
