@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -243,7 +244,9 @@ class Download:
             _get(self.repository, commit, file, blobs, tell)
             _link(blobs / file.blob, snapshot / file.name)
             finished += file.size
-        (folder / "refs" / "main").write_text(commit, "utf-8")
+        fresh = folder / "refs" / f".main.{secrets.token_hex(8)}"
+        fresh.write_text(commit, "utf-8")
+        fresh.replace(folder / "refs" / "main")
         self._tell(Progress(total, total))
 
 
@@ -410,14 +413,16 @@ def _verify(repository: str, file: _File, part: Path) -> None:
 
 
 def _link(blob: Path, name: Path) -> None:
+    """Give the blob its name in the snapshot. At once, because another process may be linking the same file, and
+    whoever looks meanwhile must not find it gone."""
     if name.exists():
         return
-    name.unlink(missing_ok=True)
+    fresh = name.with_name(f".{name.name}.{secrets.token_hex(8)}")
     try:
-        name.symlink_to(os.path.relpath(blob, name.parent))
+        fresh.symlink_to(os.path.relpath(blob, name.parent))
     except OSError:  # a file system without links
-        shutil.copyfile(blob, name.with_suffix(".part"))
-        name.with_suffix(".part").rename(name)
+        shutil.copyfile(blob, fresh)
+    fresh.replace(name)
 
 
 def _fault(repository: str, error: Exception) -> OpenSpeechError:

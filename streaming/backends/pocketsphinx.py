@@ -269,6 +269,7 @@ def _work(pipe: Connection[Any, Any]) -> None:
             whole = whole or Decoder(
                 loglevel="FATAL", fwdflat=True, bestpath=True, cmn="batch", samprate=RATE
             )
+            whole.reinit_feat()  # or its estimates of the last speaker's level and noise would colour this text
             whole.start_utt()
             whole.process_raw(pcm, full_utt=True)
             whole.end_utt()

@@ -51,6 +51,13 @@ def test_it_hears_english_words_in_their_places(sphinx: PocketSphinx) -> None:
     assert not set("<>[]()") & set(found.text)
 
 
+def test_what_was_said_before_does_not_colour_the_text(sphinx: PocketSphinx) -> None:
+    heard = [line.samples for line in lines() if line.language == "en"][:6]
+    there = [sphinx.decode([Window(samples)])[0] for samples in heard]
+    back = [sphinx.decode([Window(samples)])[0] for samples in reversed(heard)]
+    assert there == back[::-1]
+
+
 def test_a_process_that_is_killed_is_replaced_and_no_word_lost(sphinx: PocketSphinx) -> None:
     window = Window(np.tile(lines()[0].samples, 2))
     expected = sphinx.decode([window])[0].text

@@ -143,6 +143,27 @@ def test_two_who_ask_at_once_share_one_download(hub: Hub, tmp_path: Path) -> Non
     assert list(tmp_path.glob("*")) == []
 
 
+def test_a_file_that_two_processes_link_is_never_gone(tmp_path: Path) -> None:
+    blob = tmp_path / "blob"
+    blob.write_text("weights")
+    start, gone = threading.Barrier(2), []
+
+    def link(name: Path) -> None:
+        start.wait(10)
+        real._link(blob, name)
+        gone.append(not name.exists())
+
+    for turn in range(300):
+        both = [threading.Thread(target=link, args=(tmp_path / f"name{turn}",)) for _ in "ab"]
+        for each in both:
+            each.start()
+        for each in both:
+            each.join()
+    assert len(gone) == 600
+    assert not any(gone)
+    assert len(list(tmp_path.iterdir())) == 301
+
+
 def test_a_gated_repository_asks_for_consent_and_a_token(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
