@@ -123,11 +123,7 @@ class Segmenter:
             self._silence = max(begin, self._start)
         if self._state is _State.SILENCE:
             silent = end - self._silence
-            if (
-                not self._paused
-                and silent >= TAIL_FRAMES * FRAME
-                and self._endpoint != float("inf")
-            ):
+            if not self._paused and silent >= TAIL_FRAMES * FRAME:
                 self._paused = True
                 boundaries.append(Paused(self._start, self._tail(end)))
             if silent >= self._endpoint:

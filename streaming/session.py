@@ -262,7 +262,8 @@ class Session:
         if self._steps:
             self._want_step(utterance, edge)
             return
-        if edge - utterance.asked < self.interval:
+        # Until the first words are shown, twice as often: that is the wait that people notice.
+        if edge - utterance.asked < (self.interval if utterance.revision else self.interval // 2):
             return
         if utterance.partial is not None and utterance.partial.started is not None:
             return
