@@ -39,6 +39,10 @@ TRAIL = RATE // 5
 words now and then; a stream cannot wait for it, and greedy search does not need it."""
 
 
+PAUSE = RATE
+"""Silence after which the next utterance is heard apart from the one before it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A stretch of the recording inside a window."""
@@ -97,6 +101,7 @@ class RecordingSession:
         # Without padding there is nothing to gain from long windows: each utterance goes alone.
         self._limit = 0 if not capabilities.full else SHORT if short else capabilities.longest
         self._floor = 0 if short else capabilities.full
+        self._context = capabilities.context
         self._edge = 0  # where the last piece ended
         self._pieces: list[Piece] = []  # utterances of the window being packed
         self._packs: deque[_Pack] = deque()  # bounded by `hungry`
@@ -173,6 +178,10 @@ class RecordingSession:
                         end = min(
                             end + TRAIL, max(end, self._listener.heard), self._listener.timeline.end
                         )
+                    if self._joins(start, end):
+                        self._pieces[-1] = Piece(self._pieces[-1].start, end)
+                        self._edge = end
+                        continue
                     if sum(piece.length for piece in self._pieces) + end - start > self._limit:
                         self._pack(self._pieces)
                         self._pieces = []
@@ -187,6 +196,14 @@ class RecordingSession:
                     pass
         self._listener.forget(self._pieces[0].start if self._pieces else None)
         self._publish()
+
+    def _joins(self, start: int, end: int) -> bool:
+        """The utterance is near enough to the one before it to be heard with it, by a recogniser that wants so."""
+        return (
+            bool(self._pieces)
+            and start - self._edge <= PAUSE
+            and end - self._pieces[-1].start <= self._context
+        )
 
     def _pack(self, pieces: list[Piece]) -> None:
         if not pieces:

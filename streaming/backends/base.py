@@ -29,6 +29,9 @@ class Capabilities:
     """Samples of the longest window."""
     full: int = 30 * RATE
     """Samples of the window it was trained on; 0 where there is no padding."""
+    context: int = 0
+    """Samples of neighbouring utterances, the pauses between them included, that it wants to hear together in
+    recordings, where it has no padding to fill; 0 hears each alone."""
     max_batch: int = 1
     chunk: int = 0
     """Step recognisers: samples of every step; 0 takes any number."""

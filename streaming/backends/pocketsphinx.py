@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 FRAME = RATE // 100
 """Samples of a PocketSphinx frame: 10 ms."""
 CAPABILITIES = Capabilities(
-    kind="step", languages=("en",), tasks=("transcribe",), longest=30 * RATE, full=0, max_batch=1
+    kind="step",
+    languages=("en",),
+    tasks=("transcribe",),
+    longest=30 * RATE,
+    full=0,
+    max_batch=1,
+    context=20
+    * RATE,  # its means of the channel need some seconds: a third of the errors of single phrases
 )
 LIVE = 4
 """Decoders for live streams in one process, 90 MiB each. A stream beyond them is heard at the end of each utterance."""

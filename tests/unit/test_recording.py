@@ -32,10 +32,11 @@ def read(
     options: Options | None = None,
     *,
     side_by_side: int = 1,
+    capabilities: Capabilities = WHISPER,
 ) -> tuple[list[Transcribed], list[Window]]:
     """What comes out, and which windows were decoded. Newest jobs are answered first: order must not matter."""
     session = RecordingSession(
-        options or Options(), WHISPER, lambda window: 0, model="m", lookahead=8
+        options or Options(), capabilities, lambda window: 0, model="m", lookahead=8
     )
     session.side_by_side = side_by_side
     at, jobs, items, windows = 0, [], [], []
@@ -103,3 +104,19 @@ def test_the_last_round_uses_every_worker_that_is_free() -> None:
     assert sum(alone) == sum(shared)
     assert abs(alone[0] - alone[1]) <= 5
     assert len(lengths(2, 4)) == 1, "a short recording is not worth a second window"
+
+
+def test_a_recogniser_that_wants_context_hears_neighbours_with_their_pauses() -> None:
+    heard: list[int] = []
+
+    def decode(window: Window) -> Hypothesis:
+        heard.append(len(window.samples))
+        return said(window, "en")
+
+    audio = np.concatenate([bursts(3, 2.0, pause=0.6), bursts(1, 2.0, pause=3.0), bursts(1, 2.0)])
+    plain = Capabilities(full=0, context=20 * RATE)
+    read(audio, decode, capabilities=plain)
+    assert [length > 9 * RATE for length in heard] == [True, False]
+    heard.clear()
+    read(audio, decode, capabilities=Capabilities(full=0))
+    assert [length < 3 * RATE for length in heard] == [True] * 5
