@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
@@ -42,6 +43,19 @@ _START = """SwaggerUIBundle({
 """
 
 
+_ASK = {"cache-control": "no-cache"}
+"""Browsers keep a file but ask whether it is still the one: modules of two versions must not meet."""
+
+
+class _Assets(StaticFiles):
+    """The page's files."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_ASK)
+        return response
+
+
 def assets() -> Path:
     """Swagger UI's files, in the `swagger-ui-bundle` package."""
     spec = find_spec("swagger_ui_bundle")
@@ -62,12 +76,12 @@ async def _start(request: Request) -> Response:
 
 async def _index(request: Request) -> Response:
     del request
-    return FileResponse(WEB / "index.html")
+    return FileResponse(WEB / "index.html", headers=_ASK)
 
 
 async def _client(request: Request) -> Response:
     file = CLIENT / request.url.path.rpartition("/")[2]
-    return FileResponse(file, media_type="text/javascript")
+    return FileResponse(file, media_type="text/javascript", headers=_ASK)
 
 
 async def _schema(request: Request) -> Response:
@@ -99,5 +113,5 @@ def static() -> list[Route | Mount]:
     ]
     routes += [Route(f"/client/{name}", _client) for name in _CLIENT]
     if (WEB / "assets").is_dir():
-        routes.append(Mount("/assets", StaticFiles(directory=WEB / "assets")))
+        routes.append(Mount("/assets", _Assets(directory=WEB / "assets")))
     return routes

@@ -164,6 +164,11 @@ export class Stream extends EventTarget implements AsyncIterable<Event> {
     listener: (event: StreamEvent<Extract<Event, { type: K }>>) => void,
     options?: boolean | AddEventListenerOptions,
   ): void;
+  addEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
   [Symbol.asyncIterator](): AsyncIterableIterator<Event>;
 }
 
@@ -186,6 +191,11 @@ export class Capture extends EventTarget {
   stop(): void;
   addEventListener(type: "level", listener: (event: StreamEvent<{ type: "level"; level: number }>) => void): void;
   addEventListener(type: "ended", listener: (event: StreamEvent<{ type: "ended" }>) => void): void;
+  addEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
 }
 
 export function openMicrophone(options?: MicrophoneOptions): Promise<Capture>;

@@ -174,6 +174,24 @@ def test_a_draining_server_hands_over_to_the_next(tmp_path: Path) -> None:
     assert len({ready["session"] for ready in of("ready", events)}) == 2
 
 
+def test_the_example_of_the_readme_writes_subtitles(url: str, tmp_path: Path) -> None:
+    readme = (Path(MODULE).parent / "README.md").read_text("utf-8")
+    code = readme.split("```js\n")[1].split("```")[0]
+    code = code.replace('"open-speech-client"', json.dumps("file://" + MODULE))
+    (tmp_path / "example.mjs").write_text(code.replace("http://localhost:8100", url), "utf-8")
+    (tmp_path / "speech.pcm").write_bytes(pcm(speech("000-en.flac")))
+    done = subprocess.run(
+        [str(NODE), "--experimental-websocket", "--no-warnings", "example.mjs"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.startswith("1\n00:00:00,")
+    assert "soldier" in done.stdout
+
+
 def test_the_protocol_without_a_server() -> None:
     assert len(node("conversation.mjs").splitlines()) == 9
 

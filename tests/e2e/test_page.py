@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from streaming.types import RATE
+from tests import toy
 from tests.e2e.browser import CHROMIUM, Visit, visiting
 from tests.fakes import SPEECH, lines, silence, wav, word_errors
 from tests.proxy import wire
@@ -202,7 +206,14 @@ def test_a_server_that_is_gone_is_explained_and_the_text_kept(microphone: Path) 
         proxy.up = False
         proxy.cut()
         expect(page.locator("#status")).to_contain_text("Connection lost", timeout=PATIENCE)
-        assert len(visit.captions()) >= 1
+        kept = visit.captions()
+        assert kept
+        page.click("#toggle")
+        expect(page.locator("#status")).to_contain_text("Finishing")
+        page.click("#toggle")  # enough waited
+        expect(page.locator("#status")).to_have_text("Ready")
+        expect(page.locator("#problem")).to_contain_text("Stopped at once")
+        assert visit.captions() == kept
 
 
 def test_a_denied_microphone_is_explained(url: str, microphone: Path) -> None:
@@ -252,6 +263,70 @@ def test_the_key_is_asked_for_once(microphone: Path) -> None:
         expect(page.locator("#model option")).not_to_have_count(1)
         expect(page.locator("#key")).to_be_hidden()
         assert visit.violations() == []
+
+
+def test_the_example_of_the_client_listens(url: str, microphone: Path) -> None:
+    readme = (Path(__file__).parents[2] / "clients" / "js" / "README.md").read_text("utf-8")
+    example = readme.split("```html\n")[1].split("```")[0]
+    with visiting(url, microphone) as visit:
+        page = visit.page
+        page.route(
+            "**/example.html", lambda route: route.fulfill(body=example, content_type="text/html")
+        )
+        page.goto(url + "/example.html")
+        with page.expect_console_message(timeout=PATIENCE) as said:
+            page.click("#go")
+        assert word_errors(SPOKEN[0].text, said.value.args[1].json_value()) <= 1
+        assert page.inner_text("#committed")
+
+
+def test_other_machines_can_use_the_microphone_over_https(microphone: Path, tmp_path: Path) -> None:
+    """`serve --lan`, seen from a host name that is not this machine's: only HTTPS makes it a secure context."""
+    command = [sys.executable, "-m", "server.cli", "serve", "--lan", "--host", "localhost"]
+    command += ["--port", "0", "--model", f"toy={toy.build()}", "--default-model", "toy"]
+    command += ["--offline", "--device", "cpu"]
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stderr is not None
+            address = next(
+                line.split()[2] for line in process.stderr if line.startswith("open-speech on")
+            )
+            there = address.replace("localhost", "speech.example")
+            flags = ["--host-resolver-rules=MAP speech.example 127.0.0.1"]
+            with visiting(there, microphone, flags=flags, ignore_https_errors=True) as visit:
+                visit.page.click("#toggle")
+                finished(visit.page, 1)
+                assert word_errors(SPOKEN[0].text, visit.captions()[0]) <= 1
+                clean(visit)
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+def test_the_sound_of_a_tab_is_captioned(url: str, tmp_path: Path) -> None:
+    """A second tab plays a recording; the page captions it."""
+    recording = tmp_path / "talk.wav"
+    recording.write_bytes(wav(np.concatenate([silence(1.0), SPOKEN[0].samples, silence(2.0)])))
+    flags = ["--auto-select-tab-capture-source-by-title=talk"]
+    with visiting(url, flags=flags) as visit:
+        page = visit.page
+        talk = page.context.new_page()
+        body = "<title>talk</title><audio src=talk.wav controls></audio>"
+        talk.route("**/talk.html", lambda route: route.fulfill(body=body, content_type="text/html"))
+        talk.route(
+            "**/talk.wav",
+            lambda route: route.fulfill(body=recording.read_bytes(), content_type="audio/wav"),
+        )
+        talk.goto(url + "/talk.html")
+        page.bring_to_front()
+        page.check("input[value=tab]")
+        expect(page.locator("#device")).to_be_disabled()
+        page.click("#toggle")
+        expect(page.locator("#status")).to_have_text("Listening", timeout=PATIENCE)
+        talk.evaluate("document.querySelector('audio').play()")
+        finished(page, 1)
+        assert word_errors(SPOKEN[0].text, visit.captions()[0]) <= 2
 
 
 DROP = """

@@ -24,6 +24,7 @@ export class Live {
     this._before = 0; // seconds of the recordings before this one: times go on
     this._tick = null;
     this._wake = null;
+    this._gaveUp = false;
     /** The model that listened last. */
     this.model = null;
   }
@@ -35,10 +36,16 @@ export class Live {
   toggle() {
     if (this._state === "idle") this.start();
     else if (this._state === "listening") this.stop();
+    else if (this._stream) {
+      // A model that takes long to load, or a server that does not come back: enough.
+      this._gaveUp = true;
+      this._stream.close();
+    }
   }
 
   async start() {
     hide();
+    this._gaveUp = false;
     this._set("busy", "Waiting for the microphone: answer the browser’s question");
     const { source, deviceId, echoCancellation, noiseSuppression, autoGainControl, ...options } = this._settings();
     try {
@@ -71,6 +78,8 @@ export class Live {
     } catch (error) {
       show(explain(error));
     }
+    if (this._gaveUp) show({ title: "Stopped at once", text: "Words that were still being recognised are missing.", remedy: "" });
+    this._captions.abandon();
     this._rest();
   }
 
@@ -102,6 +111,11 @@ export class Live {
         this.model = stream.model;
         return true;
       } catch (error) {
+        if (this._gaveUp) {
+          this._release();
+          this._rest();
+          return false;
+        }
         if (error.code === "invalid_api_key" && (await askKey())) continue;
         this._fail(error);
         return false;
@@ -129,7 +143,8 @@ export class Live {
       if (detail.state === "opening") this._set("busy", "Preparing the model …");
       if (detail.state === "reconnecting") {
         const seconds = Math.max(1, Math.round(detail.delay));
-        this._onState(this._state, `Connection lost; trying again in ${seconds} s. What you say is kept.`);
+        const before = this._state === "busy" ? "Finishing. " : "";
+        this._onState(this._state, `${before}Connection lost; trying again in ${seconds} s. What you say is kept.`);
       }
       if (detail.state === "open" && this._state === "listening") this._onState("listening", "Listening");
     });
@@ -167,7 +182,7 @@ export class Live {
     latency.textContent = sorted.length ? `${sorted[Math.floor(sorted.length / 2)].toFixed(2)} s` : "–";
     // While there is no connection, what waits here is what the server has not seen.
     lag.textContent = `${(stream.state === "open" ? stream.lag + stream.buffered : stream.unconfirmed).toFixed(1)} s`;
-    if (stream.state === "open" && stream.buffered > 1) {
+    if (this._state === "listening" && stream.state === "open" && stream.buffered > 1) {
       this._onState("listening", `The network is slow: ${stream.buffered.toFixed(0)} s of sound wait to be sent`);
     }
   }

@@ -183,7 +183,6 @@ const live = new Live({
     const toggle = $("#toggle");
     const on = state !== "idle";
     if (toggle.getAttribute("aria-pressed") !== String(on)) toggle.setAttribute("aria-pressed", String(on));
-    toggle.setAttribute("aria-disabled", String(state === "busy"));
     $("#toggle-text").textContent = on ? "Stop" : "Start";
     document.body.dataset.state = state;
     say(text);
