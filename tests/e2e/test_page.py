@@ -268,13 +268,17 @@ def test_the_key_is_asked_for_once(microphone: Path) -> None:
 def test_the_example_of_the_client_listens(url: str, microphone: Path) -> None:
     readme = (Path(__file__).parents[2] / "clients" / "js" / "README.md").read_text("utf-8")
     example = readme.split("```html\n")[1].split("```")[0]
-    with visiting(url, microphone) as visit:
+    # Chromium cannot tell where a page comes from that the test makes up, and would keep it from this machine.
+    flags = ["--disable-features=LocalNetworkAccessChecks"]
+    with visiting(url, microphone, flags=flags) as visit:
         page = visit.page
         page.route(
             "**/example.html", lambda route: route.fulfill(body=example, content_type="text/html")
         )
         page.goto(url + "/example.html")
-        with page.expect_console_message(timeout=PATIENCE) as said:
+        with page.expect_console_message(
+            lambda message: message.type == "log", timeout=PATIENCE
+        ) as said:
             page.click("#go")
         assert word_errors(SPOKEN[0].text, said.value.args[1].json_value()) <= 1
         assert page.inner_text("#committed")
@@ -304,29 +308,25 @@ def test_other_machines_can_use_the_microphone_over_https(microphone: Path, tmp_
             process.communicate(timeout=30)
 
 
-def test_the_sound_of_a_tab_is_captioned(url: str, tmp_path: Path) -> None:
-    """A second tab plays a recording; the page captions it."""
-    recording = tmp_path / "talk.wav"
-    recording.write_bytes(wav(np.concatenate([silence(1.0), SPOKEN[0].samples, silence(2.0)])))
-    flags = ["--auto-select-tab-capture-source-by-title=talk"]
-    with visiting(url, flags=flags) as visit:
+def test_shared_sound_is_captioned(url: str, microphone: Path) -> None:
+    """Chromium's fake device stands in for a tab: what it plays comes by `getDisplayMedia`."""
+    with visiting(url, microphone) as visit:
         page = visit.page
-        talk = page.context.new_page()
-        body = "<title>talk</title><audio src=talk.wav controls></audio>"
-        talk.route("**/talk.html", lambda route: route.fulfill(body=body, content_type="text/html"))
-        talk.route(
-            "**/talk.wav",
-            lambda route: route.fulfill(body=recording.read_bytes(), content_type="audio/wav"),
-        )
-        talk.goto(url + "/talk.html")
-        page.bring_to_front()
         page.check("input[value=tab]")
         expect(page.locator("#device")).to_be_disabled()
         page.click("#toggle")
-        expect(page.locator("#status")).to_have_text("Listening", timeout=PATIENCE)
-        talk.evaluate("document.querySelector('audio').play()")
         finished(page, 1)
-        assert word_errors(SPOKEN[0].text, visit.captions()[0]) <= 2
+        assert word_errors(SPOKEN[0].text, visit.captions()[0]) <= 1
+        clean(visit)
+
+
+def test_sharing_nothing_is_explained(url: str) -> None:
+    with visiting(url) as visit:
+        visit.page.check("input[value=tab]")
+        visit.page.click("#toggle")
+        problem = visit.page.locator("#problem")
+        expect(problem).to_contain_text("Nothing was shared", timeout=PATIENCE)
+        expect(visit.page.locator("#toggle")).to_have_attribute("aria-pressed", "false")
 
 
 DROP = """

@@ -46,13 +46,14 @@ export class Live {
   async start() {
     hide();
     this._gaveUp = false;
-    this._set("busy", "Waiting for the microphone: answer the browser’s question");
     const { source, deviceId, echoCancellation, noiseSuppression, autoGainControl, ...options } = this._settings();
+    const question = source === "tab" ? "Choose what to share in the browser’s window" : "Waiting for the microphone: answer the browser’s question";
+    this._set("busy", question);
     try {
       this._capture =
         source === "tab" ? await openTab() : await openMicrophone({ deviceId, echoCancellation, noiseSuppression, autoGainControl });
     } catch (error) {
-      this._fail(error);
+      this._fail(source === "tab" && error instanceof DOMException ? { code: "not_shared" } : error);
       return;
     }
     this._capture.addEventListener("level", ({ detail }) => this._meter.add(detail.level));

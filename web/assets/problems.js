@@ -37,6 +37,12 @@ export function explain(error) {
         text: "The browser shares the sound of a tab or of the screen only if you say so.",
         remedy: "Press start again, choose a tab, and tick “Also share tab audio”.",
       };
+    case "not_shared":
+      return {
+        title: "Nothing was shared",
+        text: "The choice of a tab or screen was cancelled, or the system did not let the browser have it.",
+        remedy: "Press start again, and choose a tab.",
+      };
     case "unsupported":
       return {
         title: "This browser cannot share sound",
