@@ -154,8 +154,10 @@ def test_a_cut_wire_loses_no_word_and_moves_no_time(url: str, tmp_path: Path) ->
 
 
 def test_a_draining_server_hands_over_to_the_next(tmp_path: Path) -> None:
-    audio = pcm(np.concatenate([speech("000-en.flac"), silence(1.0), speech("001-en.flac")]))
-    (tmp_path / "audio.pcm").write_bytes(audio)
+    """The first ends the open sentence where it is; nothing before and after that is lost or moved."""
+    spoken = lines()[:3]
+    parts = [part for line in spoken for part in (line.samples, silence(1.0))]
+    (tmp_path / "audio.pcm").write_bytes(pcm(np.concatenate(parts)))
     events: list[dict[str, Any]] = []
     with (
         running(with_toy()) as second,
@@ -168,9 +170,12 @@ def test_a_draining_server_hands_over_to_the_next(tmp_path: Path) -> None:
             if (event["type"], event.get("utterance")) == ("partial", 1) and proxy.target == first:
                 proxy.target = second
                 stop()
-    spoken = lines()[0].text + " " + lines()[1].text
-    text = " ".join(final["text"] for final in of("final", events))
-    assert word_errors(spoken, text) <= 2
+    finals = of("final", events)
+    assert word_errors(spoken[0].text, finals[0]["text"]) <= 1
+    assert word_errors(spoken[2].text, finals[-1]["text"]) <= 1
+    assert [final["utterance"] for final in finals] == list(range(len(finals)))
+    third = sum(map(len, parts[:4])) / RATE
+    assert abs(finals[-1]["start"] - third) < 0.5
     assert len({ready["session"] for ready in of("ready", events)}) == 2
 
 
