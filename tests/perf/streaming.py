@@ -27,6 +27,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Sequence
@@ -99,7 +100,7 @@ def compose(seed: int, seconds: float) -> Script:
 
 
 async def listen(
-    url: str, script: Script, options: dict[str, str], start: float, commit: bool
+    url: str, script: Script, options: dict[str, str], start: float, commit: float | None
 ) -> Heard:
     """One paced stream."""
     from websockets.asyncio.client import connect
@@ -107,7 +108,7 @@ async def listen(
     heard = Heard(script)
     data = pcm(script.samples)
     # A commit goes out once the last word of a sentence is over: as a push-to-talk button would be let go.
-    due = [sentence[-1][2] + 0.15 for sentence in script.sentences] if commit else []
+    due = [sentence[-1][2] + commit for sentence in script.sentences] if commit is not None else []
     query = urlencode({"language": script.language, "sample_rate": RATE} | options)
     try:
         async with connect(
@@ -137,7 +138,7 @@ async def listen(
 
 
 def client(
-    url: str, scripts: list[Script], options: dict[str, str], start: float, commit: bool
+    url: str, scripts: list[Script], options: dict[str, str], start: float, commit: float | None
 ) -> list[Heard]:
     """One process of paced streams, begun 0 … 1 s apart so that they do not speak in step."""
 
@@ -347,6 +348,21 @@ def offline(port: int, scripts: list[Script]) -> tuple[int, int]:
     return errors, words
 
 
+def transcribe_in_bulk(port: int, seconds: float) -> None:
+    """Recordings of ten minutes, one after another, while the streams speak."""
+    import httpx2
+
+    audio = wav(np.tile(lines()[24].samples, 8))
+    until = time.monotonic() + 3.0 + seconds
+    while time.monotonic() < until:
+        httpx2.post(
+            f"http://127.0.0.1:{port}/v1/audio/transcriptions",
+            data={"response_format": "text", "language": "en"},
+            files={"file": ("bulk.wav", audio)},
+            timeout=300,
+        )
+
+
 def measure(
     given: argparse.Namespace, server: subprocess.Popen, port: int, streams: int
 ) -> Figures:
@@ -356,12 +372,18 @@ def measure(
     options = {"endpointing_ms": str(given.endpointing), "partials": "true"}
     if given.commit:
         options["endpointing_ms"] = "5000"
+    if given.bulk:
+        threading.Thread(target=transcribe_in_bulk, args=(port, given.seconds), daemon=True).start()
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         start = time.monotonic() + 3.0
         url = f"ws://127.0.0.1:{port}"
         before, began = cpu_seconds(server.pid), time.monotonic()
         told = pool.starmap(
-            client, [(url, share, options, start, given.commit) for share in shares]
+            client,
+            [
+                (url, share, options, start, given.commit_after if given.commit else None)
+                for share in shares
+            ],
         )
         used = (cpu_seconds(server.pid) - before) / (time.monotonic() - began - 3.0)
     figures = Figures()
@@ -397,6 +419,10 @@ def main() -> None:
         "--offline",
         action="store_true",
         help="decode the same audio over REST, for its word errors",
+    )
+    parser.add_argument("--bulk", action="store_true", help="recordings of ten minutes meanwhile")
+    parser.add_argument(
+        "--commit-after", type=float, default=0.15, help="seconds after the last word"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=8191)

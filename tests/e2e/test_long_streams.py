@@ -1,0 +1,104 @@
+"""What only time shows: an hour of speech, and minutes of nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streaming.backends import loaders
+from streaming.events import Event, Final, Partial
+from streaming.local import LocalEngine, Plan
+from streaming.models import Catalogue
+from streaming.types import RATE, Device, Options, Samples
+from streaming.vad.silero import Silero
+from tests import toy
+from tests.fakes import lines, noise, silence, word_errors
+
+pytestmark = pytest.mark.slow
+
+
+def resident() -> float:
+    """MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+async def listen(pieces: list[Samples], options: Options) -> tuple[list[Event], list[float]]:
+    """All events of a stream that hears `pieces` as fast as it is let, and the memory after each of them."""
+    catalogue = Catalogue(loaders(), default="toy", paths={"toy": toy.build()}, offline=True)
+    engine = LocalEngine(catalogue, loaders(), Silero, Plan(Device(workers=2, threads=1)))
+    stream = await engine.open_stream(options)
+    events: list[Event] = []
+    memory: list[float] = []
+
+    async def read() -> None:
+        async for event in stream:
+            events.append(event)
+
+    reading = asyncio.create_task(read())
+    try:
+        for piece in pieces:
+            for at in range(0, len(piece), RATE):
+                await stream.send(piece[at : at + RATE])
+                while stream.lag > 20.0:
+                    await asyncio.sleep(0.05)
+            memory.append(resident())
+        await stream.end()
+        await reading
+    finally:
+        reading.cancel()
+        await stream.aclose()
+        await engine.aclose()
+    return events, memory
+
+
+@pytest.mark.parametrize(
+    "audio",
+    [
+        silence(600.0),
+        noise(600.0, level=0.003),
+        np.concatenate(
+            [noise(30.0, level=level, seed=at) for at, level in enumerate([0.0, 0.1] * 10)]
+        ),
+    ],
+    ids=["silence", "noise", "bursts of noise"],
+)
+def test_ten_minutes_of_nothing_give_no_word(audio: Samples) -> None:
+    events, _ = asyncio.run(listen([audio], Options()))
+    said = [event for event in events if isinstance(event, Final | Partial)]
+    assert [event for event in said if isinstance(event, Final) and event.text.strip()] == []
+    assert [event for event in said if isinstance(event, Partial)] == []
+
+
+def test_an_hour_keeps_its_place_and_its_size() -> None:
+    line = lines()[24]
+    # Whole frames, so that every round is judged alike.
+    round_ = np.concatenate([line.samples, silence(2.0)])
+    round_ = round_[: len(round_) // 512 * 512]
+    rounds = -(-3600 * RATE // len(round_))
+    events, memory = asyncio.run(listen([round_] * rounds, Options(language="en", words=True)))
+    finals = [event for event in events if isinstance(event, Final)]
+    each = len(finals) // rounds
+    assert each > 10
+    assert len(finals) == each * rounds
+    first = [(final.start, final.end) for final in finals[:each]]
+    for turn in range(1, rounds):
+        shifted = [
+            (final.start - turn * len(round_), final.end - turn * len(round_))
+            for final in finals[turn * each : (turn + 1) * each]
+        ]
+        assert (
+            max(
+                abs(a - b)
+                for old, new in zip(first, shifted, strict=True)
+                for a, b in zip(old, new, strict=True)
+            )
+            <= 512
+        )
+    for turn in range(rounds):
+        text = "".join(final.text for final in finals[turn * each : (turn + 1) * each])
+        assert word_errors(line.text, text) <= 3
+    assert memory[-1] - memory[len(memory) // 4] < 40, "MiB since the first quarter of an hour"
