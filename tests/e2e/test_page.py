@@ -370,7 +370,7 @@ def test_a_dropped_file_becomes_a_transcript_with_a_player(url: str) -> None:
             "start => document.querySelector('audio').currentTime >= start",
             arg=float(word.get_attribute("data-start") or "nan"),
         )
-        page.wait_for_function("document.querySelector('.w.now') !== null")
+        page.wait_for_function("() => document.querySelector('.w.now') !== null")
         page.evaluate("document.querySelector('audio').pause()")
         now = page.evaluate("document.querySelector('audio').currentTime")
         lit = page.locator(".w.now")
