@@ -109,6 +109,11 @@ class LocalEngine:
             options = replace(options, window=options.window or self._plan.window)
             entry = await self._resolve(options)
             executor = await stack.enter_async_context(self._models.lease(entry.id))
+            if executor.scheduler.full:
+                raise Overloaded(
+                    f"{executor.scheduler.live_streams} streams keep this machine busy; try again later",
+                    retry_after=5,
+                )
             detector = await self._get_detector()
             if self._ears is None:
                 self._ears = Ears(detector)
@@ -338,7 +343,7 @@ class LocalStream:
     def _pump(self) -> None:
         if self._closed:
             return
-        self._session.speculate = not self._executor.scheduler.overloaded
+        self._session.speculate = not self._executor.scheduler.crowded
         if jobs := self._session.jobs():
             self._executor.submit(jobs)
         self._events.extend(self._session.events())

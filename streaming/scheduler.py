@@ -92,6 +92,8 @@ class Scheduler:
     """Seconds a batch may take, if one window takes less than half of it."""
     CROWDED = 0.5
     """Seconds that partials wait, smoothed, from which on decoding ahead of the endpoint is a luxury."""
+    FULL = 2.0
+    """Seconds that partials wait, smoothed, from which on another stream would make all of them useless."""
     BULK_SHARE = 0.1
     """Share of the work that recordings get even while streams would take it all."""
 
@@ -100,9 +102,8 @@ class Scheduler:
         self.max_batch = max_batch
         self.live_streams = 0
         """Streams open now: while there are any, bulk leaves them a worker."""
-        self.overloaded = False
-        """Partials wait so long that streams should not decode finals ahead of the endpoint."""
-        self._delay = 0.0
+        self._delay = 0.0  # seconds that partials waited of late
+        self._crowded = False
         # Bounded: below final by one job an owner; finals by the audio that back-pressure lets a stream be
         # behind; bulk by the lookahead of each recording.
         self._waiting: dict[Lane, list[Job]] = {lane: [] for lane in Lane}
@@ -171,10 +172,6 @@ class Scheduler:
             job.started = now
             if job.lane is Lane.PARTIAL:
                 self._delay += 0.05 * (now - job.added - self._delay)
-        if self._delay > self.CROWDED:
-            self.overloaded = True
-        elif self._delay < self.CROWDED / 3:
-            self.overloaded = False
         batch = Batch(chosen, lane, self._predict(first.key, len(chosen)))
         self._running.append(batch)
         return batch
@@ -185,6 +182,8 @@ class Scheduler:
         if len(self._costs) > 256:
             self._costs.clear()  # prompts of every length make keys; the costs are learned again at once
         self._costs.setdefault(batch.jobs[0].key, _Cost()).learn(len(batch.jobs), seconds)
+        if not self._waiting[Lane.PARTIAL]:
+            self._delay *= 0.8  # nobody waits: what was is over
         for bulk in self._served:
             self._served[bulk] *= 0.98
         self._served[batch.lane is Lane.BULK] += seconds
@@ -192,6 +191,20 @@ class Scheduler:
     def waiting(self, lane: Lane | None = None) -> int:
         """Jobs queued, of one lane or of all."""
         return sum(len(queue) for each, queue in self._waiting.items() if lane in (None, each))
+
+    @property
+    def crowded(self) -> bool:
+        """Partials wait so long that streams should not decode finals ahead of the endpoint."""
+        if self._delay > self.CROWDED:
+            self._crowded = True
+        elif self._delay < self.CROWDED / 3:
+            self._crowded = False
+        return self._crowded
+
+    @property
+    def full(self) -> bool:
+        """The streams that are open get their partials so late that no other should be taken."""
+        return bool(self._waiting[Lane.PARTIAL]) and self._delay > self.FULL
 
     def runs(self, owner: Hashable) -> bool:
         """A job of `owner` is at work."""

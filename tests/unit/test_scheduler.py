@@ -157,3 +157,39 @@ def test_every_job_runs_once_or_was_replaced(
     assert all(each.lane in (Lane.PARTIAL, Lane.SPECULATIVE) for each in dropped)
     assert len(ran) + len(dropped) == len(added)
     assert {id(each) for each in ran} | {id(each) for each in dropped} == {id(a) for a in added}
+
+
+def test_under_load_it_says_so_and_takes_it_back() -> None:
+    scheduler = Scheduler(1, 1)
+    scheduler.live_streams = 3
+    now = 0.0
+    for turn in range(200):  # each partial waits 3 s for its turn
+        scheduler.add(Job(turn, Lane.PARTIAL, SILENCE, 0), now)
+        scheduler.add(Job("next", Lane.PARTIAL, SILENCE, 0), now + 3)
+        batch = scheduler.take(now + 3)
+        assert batch is not None
+        now += 3
+        scheduler.done(batch, 0.1)
+    assert scheduler.crowded
+    assert scheduler.full
+    assert scheduler.waiting(Lane.PARTIAL)
+    while (batch := scheduler.take(now)) is not None:
+        scheduler.done(batch, 0.1)
+    for turn in range(30):
+        scheduler.add(Job(turn, Lane.PARTIAL, SILENCE, 0), now)
+        batch = scheduler.take(now)
+        assert batch is not None
+        scheduler.done(batch, 0.1)
+    assert not scheduler.crowded
+    assert not scheduler.full
+
+
+def test_a_partial_that_is_replaced_keeps_its_place() -> None:
+    scheduler = Scheduler(1, 1)
+    scheduler.add(Job("a", Lane.PARTIAL, SILENCE, 0, deadline=1.0), 1.0)
+    scheduler.add(Job("b", Lane.PARTIAL, SILENCE, 0, deadline=2.0), 2.0)
+    scheduler.add(Job("a", Lane.PARTIAL, SILENCE, 0, deadline=3.0), 3.0)
+    batch = scheduler.take(4.0)
+    assert batch is not None
+    assert [job.owner for job in batch.jobs] == ["a"]
+    assert batch.jobs[0].deadline == 1.0
