@@ -1,9 +1,9 @@
 """Which decodes run next, and which of them together. Pure: time comes in as an argument.
 
-Final before speculative before partial before bulk; within a class the earliest deadline; at most one pending job of an
-owner below final, where the newer replaces the older. A batch takes the first job and fills up with others of its key,
-while the predicted time stays within a budget. Nothing waits while a worker is idle. Learned from RealtimeSTT's
-`FairInferenceQueue` and text-embeddings-inference's queue.
+Final before speculative before partial before bulk; within a class the earliest deadline, and among recordings turn by
+turn; at most one pending job of a stream below final, where the newer replaces the older. A batch takes the
+first job and fills up with others of its key, while the predicted time stays within a budget. Nothing waits while a
+worker is idle. Learned from RealtimeSTT's `FairInferenceQueue` and text-embeddings-inference's queue.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Job:
     edge: int = 0
     """Where the window lies in the owner's audio, in samples."""
     deadline: float = 0.0
-    """Seconds on the caller's clock; orders jobs of one lane."""
+    """Seconds on the caller's clock; orders jobs of one lane. In bulk, the turn that the scheduler gives it."""
     added: float = 0.0
     started: float | None = None
     """None while it waits."""
@@ -110,6 +110,10 @@ class Scheduler:
         self._running: list[Batch] = []
         self._costs: dict[Hashable, _Cost] = {}  # bounded: keys are few; see done()
         self._served = {False: 0.0, True: 0.0}  # recent seconds of work, by being bulk
+        # Start-time fair queueing (Goyal, Vin, Cheng, 1996), a window a turn: a short recording does not wait until
+        # the long ones before it are done.
+        self._turn = 0.0
+        self._turns: dict[Hashable, float] = {}  # of each recording's next window; cancel() forgets
 
     def add(self, job: Job, now: float) -> Job | None:
         """Queue `job`; the pending one of its owner that it makes pointless is dropped and returned."""
@@ -125,6 +129,9 @@ class Scheduler:
                             # It keeps its place in the queue: who asks often must not wait longer for it.
                             job.added, job.deadline = other.added, other.deadline
                         break
+        else:
+            job.deadline = max(self._turn, self._turns.get(job.owner, 0.0))
+            self._turns[job.owner] = job.deadline + 1
         queue = self._waiting[job.lane]
         at = len(queue)
         while at > 0 and queue[at - 1].deadline > job.deadline:
@@ -133,8 +140,9 @@ class Scheduler:
         return dropped
 
     def cancel(self, owner: Hashable) -> list[Job]:
-        """Drop everything of `owner` that has not started."""
+        """Drop everything of `owner` that has not started; it will not come back."""
         dropped = []
+        self._turns.pop(owner, None)
         for lane, queue in self._waiting.items():
             dropped += [job for job in queue if job.owner == owner]
             self._waiting[lane] = [job for job in queue if job.owner != owner]
@@ -152,6 +160,7 @@ class Scheduler:
         chosen, budget = [first], self._budget(first.key)
         most = self.max_batch
         if lane is Lane.BULK:
+            self._turn = first.deadline
             # Spread over the workers that are free: one that decodes two windows while another idles wastes it.
             free = max(1, min(self._room(), self.workers) - len(self._running))
             most = min(most, max(1, -(-len(queue) // free)))

@@ -114,6 +114,18 @@ def test_recordings_get_a_tenth_even_under_a_flood_of_finals() -> None:
     assert 0.07 * total < bulk < 0.15 * total
 
 
+def test_recordings_take_turns() -> None:
+    scheduler, order = Scheduler(1, 1), ""
+    for owner in "aaaabb":
+        scheduler.add(job(owner, Lane.BULK), 0)
+    while (batch := scheduler.take(0)) is not None:
+        order += "".join(str(each) for each in taken(batch))
+        scheduler.done(batch, 1.0)
+        if order == "aba":
+            scheduler.add(job("short", Lane.BULK), 0)
+    assert order == "abab" + "short" + "aa"
+
+
 def test_a_client_that_leaves_leaves_nothing_behind() -> None:
     scheduler = Scheduler(1, 1)
     for lane in Lane:
