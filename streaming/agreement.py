@@ -45,6 +45,11 @@ class Agreement:
         return tuple(word for word in self.committed if word.start >= self.trim)
 
     @property
+    def settled(self) -> int:
+        """All that was said before here is committed, or was before this utterance."""
+        return max(self.trim, self.committed[-1].end) if self.committed else self.trim
+
+    @property
     def scrolled(self) -> str:
         """Committed text before the window: context for the recogniser."""
         return "".join(word.text for word in self.committed if word.start < self.trim)

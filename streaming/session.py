@@ -200,7 +200,12 @@ class Session:
         self._listener.forget(self._open[0].agreement.trim if self._open else None)
 
     def _start(self, at: int) -> None:
-        utterance = _Utterance(self._numbers, at, Agreement(at, self._capabilities))
+        # A split falls where the silence is deepest: words after it may be committed already, to the utterance before.
+        # What they are in is not heard again.
+        heard = at
+        if self._open and self._open[-1].agreement.committed:
+            heard = max(at, min(self._open[-1].agreement.committed[-1].end, self._listener.heard))
+        utterance = _Utterance(self._numbers, at, Agreement(heard, self._capabilities))
         utterance.asked = at + self.options.pre_roll_ms * RATE // 1000
         self._numbers += 1
         self._open.append(utterance)
@@ -232,6 +237,12 @@ class Session:
             self._ask_last(utterance)
         elif utterance.guess is not None and utterance.edge == end:
             self._finish(utterance, utterance.guess)
+        elif utterance.agreement.settled >= end:
+            # It was split before words that are committed: nothing is left to decode.
+            utterance.final, utterance.edge = None, end
+            words = utterance.agreement.prefix
+            said = Hypothesis("", words, language=utterance.language or self._language)
+            self._finish(utterance, self._compose(utterance, said, words, Timing(speculated=True)))
         elif (
             utterance.final is not None
             and utterance.edge == end
@@ -302,7 +313,7 @@ class Session:
     def _want_step(self, utterance: _Utterance, edge: int) -> None:
         if utterance.partial is not None and utterance.partial.started is not None:
             return  # one step at a time: the next one follows it
-        at = utterance.start if utterance.fed is None else utterance.fed
+        at = utterance.agreement.trim if utterance.fed is None else utterance.fed
         resting = utterance.pause is not None and utterance.pause <= edge
         edge = min(edge, utterance.pause or edge)
         if chunk := self._capabilities.chunk:
@@ -315,7 +326,7 @@ class Session:
 
     def _ask_step(self, utterance: _Utterance, lane: Lane, edge: int, *, last: bool = False) -> Job:
         options = self.options
-        at = utterance.start if utterance.fed is None else utterance.fed
+        at = utterance.agreement.trim if utterance.fed is None else utterance.fed
         decoding = Decoding(
             task=options.task,
             language=self._language or utterance.language,
@@ -347,7 +358,7 @@ class Session:
         utterance.fed = job.edge
         if utterance.end is not None and job.edge > utterance.end:
             return
-        words = shifted(result.words, utterance.start)
+        words = shifted(result.words, utterance.agreement.trim)
         at_end = utterance.pause == job.edge
         changed = utterance.agreement.receive_step(words, result.stable, job.edge, at_end=at_end)
         if changed and utterance.end is None and self.options.partials:
@@ -398,7 +409,7 @@ class Session:
         self._learn_language(result)
         started = job.added if job.started is None else job.started
         timing = Timing(started - job.added, job.finished - started, utterance.end is None)
-        origin = utterance.start if self._steps else job.start
+        origin = utterance.agreement.trim if self._steps else job.start
         final = self._compose(utterance, result, shifted(result.words, origin), timing)
         if utterance.end is not None:
             self._finish(utterance, final)

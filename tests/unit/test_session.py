@@ -1,11 +1,14 @@
 """The promises of a stream hold for any speech, message size, delay and change of mind."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaming.backends.base import Hypothesis, Window
+from streaming.backends.scripted import ScriptedSteps
 from streaming.events import (
     Eager,
     Event,
@@ -83,6 +86,24 @@ def test_a_long_monologue_keeps_every_word(seed: int) -> None:
     assert len(finals(events)) > 1
 
 
+@settings(deadline=None, max_examples=12)
+@given(st.integers(0, 2**31), st.integers(50, 108), delays, st.booleans())
+def test_a_split_before_committed_words_neither_loses_nor_doubles_them(
+    seed: int, before: int, delays: list[int], stepwise: bool
+) -> None:
+    """The only breath lies up to 14 s before the split: by then the words after it are committed, and out of the window."""
+    chance = random.Random(seed)
+    words: list[int | float] = [chance.randrange(1, 30) + 30 * (n % 2) for n in range(130)]
+    audio = speak([0.5, *words[:before], 0.12, *words[before:], 1.0])
+    stepper = ScriptedSteps() if stepwise else None
+    events = drive(audio, WORDS, delays=delays, stepper=stepper)
+    assert said(events).split() == [f"w{word}" for word in words]
+    first, second = finals(events)
+    assert first.end == second.start
+    assert abs(first.end / RATE - (0.5 + before * 0.25 + 0.06)) < 0.12
+    assert stepper is None or stepper.open_states == 0
+
+
 def test_a_marker_follows_the_finals_of_all_that_came_before() -> None:
     audio = speak([0.5, 1, 2, 3, 4, 0.2])
     events = drive(audio, WORDS, delays=(30,), commits=[RATE])
@@ -143,6 +164,26 @@ def test_committed_never_shrinks_and_finals_come_once_and_in_order(
                 pass
     started = [event.utterance for event in events if isinstance(event, SpeechStarted)]
     assert started == done == list(range(len(started)))
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 2**31), st.integers(50, 108), delays)
+def test_a_split_takes_no_committed_word_back(seed: int, before: int, delays: list[int]) -> None:
+    words: list[int | float] = [n * 7 % 60 for n in range(130)]
+    audio = speak([0.5, *words[:before], 0.12, *words[before:], 1.0])
+    committed: dict[int, str] = {}
+    edge = 0
+    for event in drive(audio, WORDS, delays=delays, decode=fickle(seed)):
+        match event:
+            case Partial(utterance, _, text):
+                assert text.startswith(committed.get(utterance, ""))
+                committed[utterance] = text
+            case Final():
+                assert event.text.startswith(committed.get(event.utterance, ""))
+                assert all(edge <= word.start for word in event.words)
+                edge = max((word.end for word in event.words), default=edge)
+            case _:
+                pass
 
 
 @settings(deadline=None, max_examples=40)
