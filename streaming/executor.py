@@ -131,6 +131,15 @@ class Executor:
 
     def _deliver(self, job: Job) -> None:
         if job.owner in self._owners:
-            self._owners[job.owner][0](job)
+            deliver, fail = self._owners[job.owner]
+            try:
+                deliver(job)
+            except Exception:  # its own fault: the others of the batch get their answers
+                log.exception("a result could not be received")
+                fail(
+                    BackendError(
+                        "this stream cannot go on; open a new one, and see the server's log"
+                    )
+                )
         else:
             self._drop(job.owner)

@@ -288,14 +288,14 @@ class LocalStream:
         return self._session.backlog / RATE
 
     async def send(self, samples: Samples) -> None:
-        """Append audio; while the stream is more than 30 s behind, each call waits up to a second: the sender is read
-        more slowly, never not at all."""
+        """Append audio; while the stream is more than 30 s behind, each call waits as long as its audio lasts, a second
+        at most: the sender is slowed to the speed of speech, whatever the length of its messages."""
         if not self._room.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(min(1.0, len(samples) / RATE)):
                     await self._room.wait()
         self._session.receive_audio(samples)
-        self._ears.listen(self._session, self._state, self._pump)
+        self._ears.listen(self._session, self._state, self._pump, self._fail)
         self._check_room()
 
     async def commit(self, marker: str | None = None) -> None:
@@ -306,7 +306,7 @@ class LocalStream:
     async def end(self) -> None:
         """See `Stream.end`."""
         self._session.receive_end()
-        self._ears.listen(self._session, self._state, self._pump)
+        self._ears.listen(self._session, self._state, self._pump, self._fail)
         self._pump()
 
     async def __aiter__(self) -> AsyncIterator[Event]:

@@ -116,13 +116,18 @@ class Scheduler:
         self._turns: dict[Hashable, float] = {}  # of each recording's next window; cancel() forgets
 
     def add(self, job: Job, now: float) -> Job | None:
-        """Queue `job`; the pending one of its owner that it makes pointless is dropped and returned."""
+        """Queue `job`; the pending one of its owner that it makes pointless is dropped and returned.
+
+        A final makes only work of its own tag pointless: the next utterance may have begun already.
+        """
         job.added = now
         dropped = None
         if job.lane is not Lane.BULK:
             for lane in (Lane.SPECULATIVE, Lane.PARTIAL):
                 for other in self._waiting[lane]:
-                    if other.owner == job.owner:
+                    if other.owner == job.owner and (
+                        job.lane is not Lane.FINAL or other.tag is job.tag
+                    ):
                         self._waiting[lane].remove(other)
                         dropped = other
                         if lane is job.lane:

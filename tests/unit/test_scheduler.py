@@ -61,6 +61,15 @@ def test_a_newer_partial_replaces_the_older_one_of_its_owner() -> None:
     assert scheduler.waiting() == 2
 
 
+def test_a_final_leaves_the_next_utterance_its_place() -> None:
+    scheduler = Scheduler(1, 1)
+    partial, final = job("a", Lane.PARTIAL), job("a", Lane.FINAL)
+    partial.tag, final.tag = "second", "first"
+    scheduler.add(partial, 0)
+    assert scheduler.add(final, 0) is None
+    assert scheduler.waiting() == 2
+
+
 def test_finals_of_one_owner_are_all_kept() -> None:
     scheduler = Scheduler(1, 1)
     assert scheduler.add(job("a", Lane.FINAL), 0) is None

@@ -1,0 +1,141 @@
+"""One stream in its shell: how it slows its sender, and what happens when something in it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from streaming.backends.base import WindowBackend
+from streaming.backends.scripted import ScriptedBackend
+from streaming.ears import Ears
+from streaming.errors import BackendError
+from streaming.events import Final
+from streaming.executor import Executor
+from streaming.local import LAG, LocalStream
+from streaming.types import RATE, ModelInfo, Options, Samples
+from tests.drive import loudness, speak
+
+
+class _Clock(asyncio.SelectorEventLoop):
+    """A loop whose time passes only while everybody waits, and then at once."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
+        if not ready and scheduled:
+            self.now = max(self.now, scheduled[0]._when)
+        super()._run_once()  # type: ignore[misc]
+
+
+class _Hearing:
+    """Says what is loud; or waits, or fails, where it is told to."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.may.set()
+        self.fails = False
+
+    def open(self) -> object:
+        return object()
+
+    def detect(
+        self, states: Sequence[object], frames: Sequence[Samples]
+    ) -> list[NDArray[np.float32]]:
+        self.may.wait(30)
+        if self.fails:
+            raise RuntimeError("broken")
+        return [loudness(each) for each in frames]
+
+
+def _executor(backend: WindowBackend) -> Executor:
+    return Executor(backend, ModelInfo("scripted", "scripted", "cpu", "none", 0.0), 1)
+
+
+def _stream(executor: Executor, ears: Ears) -> LocalStream:
+    return LocalStream(Options(pre_roll_ms=0), executor, ears, object(), None, AsyncExitStack())
+
+
+async def _text(stream: LocalStream) -> str:
+    return "".join([event.text async for event in stream if isinstance(event, Final)])
+
+
+def test_a_sender_ahead_of_the_lag_is_slowed_to_the_speed_of_speech() -> None:
+    hearing = _Hearing()
+
+    async def scenario() -> list[float]:
+        loop = asyncio.get_running_loop()
+        executor, ears = _executor(ScriptedBackend()), Ears(hearing)
+        stream = _stream(executor, ears)
+        hearing.may.clear()
+        await stream.send(np.zeros(LAG + RATE, np.float32))
+        took = []
+        for count, length in ((100, RATE // 50), (10, RATE // 5), (3, 5 * RATE)):
+            before = loop.time()
+            for _ in range(count):
+                await stream.send(np.zeros(length, np.float32))
+            took.append(loop.time() - before)
+        hearing.may.set()
+        await stream.aclose()
+        await ears.aclose()
+        await executor.close(force=False)
+        return took
+
+    with asyncio.Runner(loop_factory=_Clock) as runner:
+        assert runner.run(scenario()) == pytest.approx([2.0, 2.0, 3.0])
+
+
+def test_a_detector_that_fails_ends_its_streams_with_a_reason() -> None:
+    hearing = _Hearing()
+    hearing.fails = True
+
+    async def scenario() -> None:
+        executor, ears = _executor(ScriptedBackend()), Ears(hearing)
+        stream = _stream(executor, ears)
+        await stream.send(speak([0.3, 1, 2, 1.0]))
+        await stream.end()
+        with pytest.raises(BackendError, match="open a new one"):
+            await asyncio.wait_for(_text(stream), 30)
+        await stream.aclose()
+        hearing.fails = False
+        other = _stream(executor, ears)
+        await other.send(speak([0.3, 1, 2, 1.0]))
+        await other.end()
+        assert await asyncio.wait_for(_text(other), 30) == " w1 w2"
+        await other.aclose()
+        await ears.aclose()
+        await executor.close(force=False)
+
+    asyncio.run(scenario())
+
+
+def test_a_fault_within_one_stream_is_no_other_streams() -> None:
+    async def scenario() -> None:
+        executor, ears = _executor(ScriptedBackend()), Ears(_Hearing())
+        bad, good = _stream(executor, ears), _stream(executor, ears)
+
+        def broken(window: object) -> object:
+            raise ZeroDivisionError
+
+        bad._session._key = broken
+        for stream in (bad, good):
+            await stream.send(speak([0.3, 1, 2, 1.0]))
+            await stream.end()
+        with pytest.raises(BackendError, match="open a new one"):
+            await asyncio.wait_for(_text(bad), 30)
+        assert await asyncio.wait_for(_text(good), 30) == " w1 w2"
+        for stream in (bad, good):
+            await stream.aclose()
+        await ears.aclose()
+        await executor.close(force=False)
+
+    asyncio.run(scenario())
