@@ -174,6 +174,9 @@ def _pairs(values: tuple[str, ...], setting: str) -> dict[str, str]:
     for value in values:
         name, equals, target = value.partition("=")
         if not equals or not name.strip() or not target.strip():
-            raise Misconfigured(f"{setting} is {value!r}; it must be name=value")
+            hint = (
+                "; to use a model: serve NAME, or transcribe -m NAME" if setting == "model" else ""
+            )
+            raise Misconfigured(f"{setting} is {value!r}; it must be name=value{hint}")
         found[name.strip()] = target.strip()
     return found

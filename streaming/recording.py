@@ -109,6 +109,8 @@ class RecordingSession:
         self._language = options.language
         self._probability: float | None = None
         self._detecting = options.language is None and capabilities.detects_language
+        known = capabilities.languages
+        self._only = known[0] if len(known) == 1 and options.task != "detect" else None
         self._jobs: list[Job] = []
         self._items: list[Transcribed] = []
         self._speech = 0
@@ -305,8 +307,9 @@ class RecordingSession:
         if self._ended and not self._packs and not self.finished:
             self.finished = True
             length = self._listener.timeline.end
+            language = self._language or self._only
             self._items.append(
-                Summary(length, self._speech, self._model, self._language, self._probability)
+                Summary(length, self._speech, self._model, language, self._probability)
             )
 
     def _agreed(self, pack: _Pack, result: Hypothesis) -> bool:

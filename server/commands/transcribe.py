@@ -13,6 +13,7 @@ from typing import Any
 from server import assembly, fields, formats, transcriptions
 from server.configuration import Misconfigured, flag
 from server.settings import Settings
+from streaming.audio import files
 from streaming.engine import Engine
 from streaming.errors import InputError, OpenSpeechError
 from streaming.types import RATE, Options, Progress, Recording, Segment, Summary
@@ -40,8 +41,7 @@ async def _run(settings: Settings, given: dict[str, Any]) -> int:
                 segments, summary = await _transcribe(engine, settings, Path(name), options)
             except (OpenSpeechError, OSError) as error:
                 failed = True
-                reason = error.strerror if isinstance(error, OSError) else error
-                print(f"open-speech: {name}: {reason}", file=sys.stderr)
+                print(f"open-speech: {name}: {_reason(error)}", file=sys.stderr)
                 continue
             text = _shaped(segments, summary, options, output, given["format"])
             if at not in targets and len(given["files"]) > 1 and given["format"] == "txt":
@@ -50,6 +50,14 @@ async def _run(settings: Settings, given: dict[str, Any]) -> int:
     finally:
         await engine.aclose()
     return int(failed)
+
+
+def _reason(error: OpenSpeechError | OSError) -> str:
+    """What went wrong, in the words of the command line."""
+    if isinstance(error, OSError):
+        return str(error.strerror)
+    here = "open-speech models list --all lists them, and --model NAME=FOLDER names a folder"
+    return str(error).replace("GET /v1/models lists them", here)
 
 
 def _asked(settings: Settings, given: dict[str, Any]) -> tuple[Options, fields.Output]:
@@ -80,13 +88,14 @@ async def _transcribe(
     segments: list[Segment] = []
     recording = Recording(path, settings.max_audio_seconds)
     quiet = not sys.stderr.isatty()
+    length = None if quiet else (await asyncio.to_thread(files.probe, path)).duration
     with tqdm(
         unit="s",
         desc=path.name,
         disable=quiet,
         leave=False,
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio, {remaining} left",
-        total=1,
+        total=max(length or 0, 1) / RATE,
     ) as bar:
         async with aclosing(engine.transcribe(recording, options)) as items:
             async for item in items:

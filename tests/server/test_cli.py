@@ -2,9 +2,11 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
 from pathlib import Path
@@ -58,7 +60,7 @@ def test_every_flag_of_serve_names_its_variable() -> None:
     [
         ("serve --port many", "--port is 'many'; it must be a whole number from 0 to 65535"),
         ("serve --device tpu", "--device is 'tpu'; it must be auto, cuda or cpu"),
-        ("serve --model x", "model is 'x'; it must be name=value"),
+        ("serve --model x", "model is 'x'; it must be name=value; to use a model: serve NAME"),
         ("serve --default-backend x", "it must be one of faster_whisper"),
         ("serve --prot 1", "there is no flag --prot; did you mean --port?"),
         ("serve --config /nowhere", "the file /nowhere cannot be read"),
@@ -157,6 +159,47 @@ def test_ctrl_c_is_130_without_a_word() -> None:
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert told == ""
+
+
+def test_a_terminal_sees_how_far_a_recording_is() -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    recording = str(speech_file("long-0.flac"))
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "server.cli", "transcribe"),
+            *("--model", f"toy={toy.build()}", "-m", "toy", recording),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "STT_OFFLINE": "true", "STT_DEVICE": "cpu"},
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        while True:
+            try:
+                data = os.read(ours, 65536)
+            except OSError:  # Linux: the other end is closed
+                break
+            if not data:
+                break
+            seen += data
+        text, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+    os.close(ours)
+    drawn = seen.decode()
+    assert "long-0.flac:" in drawn
+    assert "0/82 s of audio" in drawn
+    assert "left" in drawn
+    assert "soldier" not in drawn
+    assert text.count(b"\n") == 1
+
+
+def test_unknown_models_are_told_in_the_words_of_the_command_line() -> None:
+    done = command("transcribe", "-m", "nosuch", str(speech_file("000-en.flac")))
+    assert done.returncode == 1
+    assert "models list --all lists them, and --model NAME=FOLDER names a folder" in done.stderr
+    assert "GET" not in done.stderr
 
 
 def test_files_are_transcribed_in_every_format(tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ def said(window: Window, language: str) -> Hypothesis:
     return Hypothesis(word.text, (word,), (), language, 0.9, log_probability=-0.1, no_speech=0.0)
 
 
+def test_a_model_of_one_language_says_which() -> None:
+    english = Capabilities(languages=("en",))
+    items, _ = read(bursts(1, 2.0), lambda window: said(window, "en"), capabilities=english)
+    summary = items[-1]
+    assert isinstance(summary, Summary)
+    assert (summary.language, summary.language_probability) == ("en", None)
+
+
 def test_a_window_that_heard_another_language_is_decoded_again() -> None:
     def decode(window: Window) -> Hypothesis:
         heard = said(window, window.decoding.language or "en")
