@@ -94,8 +94,14 @@ class Agreement:
         """
         before = self.committed, self.tentative
         if stable > 0:
-            self.committed += tuple(words[len(self.committed) : stable])
-            self.tentative = tuple(words[len(self.committed) :])
+            known = len(self.committed)
+            if any(new.text != old.text for new, old in zip(words, self.committed, strict=False)):
+                # Some were committed before they were stable, because two answers agreed.
+                settled = self._continued(words[:stable])
+                self.committed, self.tentative = settled, self._continued(words)[len(settled) :]
+            else:
+                self.committed += tuple(words[known:stable])
+                self.tentative = tuple(words[max(known, stable) :])
         else:
             self.receive_hypothesis(self._continued(words), edge, at_end=at_end)
         return before != (self.committed, self.tentative)

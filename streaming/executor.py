@@ -93,20 +93,23 @@ class Executor:
         try:
             for job, result in zip(batch.jobs, self._results(batch.jobs), strict=True):
                 job.result = result
-        except OpenSpeechError as error:
+        except Exception as error:
             for job in batch.jobs:
-                job.result = error
-        except Exception:
-            log.exception("decoding a batch of %d windows failed", len(batch.jobs))
-            for job in batch.jobs:
-                job.result = BackendError(
-                    "the recogniser failed on this audio; try again, and see the server's log"
-                )
+                job.result = self._alone(job) if len(batch.jobs) > 1 else _fault(error)
         ended = time.monotonic()
         try:
             self._loop.call_soon_threadsafe(self._done, batch, started, ended)
         except RuntimeError:
             log.debug("the event loop closed before a decode was done")
+
+    def _alone(self, job: Job) -> Hypothesis | StepResult | Exception:
+        """The answer to one job of a batch that failed: what is wrong with one is not the others' fault."""
+        if isinstance(job.window, Step) and not job.window.first:
+            return BackendError("what was heard is lost")  # its session begins anew
+        try:
+            return self._results([job])[0]
+        except Exception as error:
+            return _fault(error)
 
     def _results(self, jobs: list[Job]) -> Sequence[Hypothesis | StepResult]:
         windows = [job.window for job in jobs if isinstance(job.window, Window)]
@@ -143,3 +146,10 @@ class Executor:
                 )
         else:
             self._drop(job.owner)
+
+
+def _fault(error: Exception) -> OpenSpeechError:
+    if isinstance(error, OpenSpeechError):
+        return error
+    log.error("a decode failed", exc_info=error)
+    return BackendError("the recogniser failed on this audio; try again, and see the server's log")

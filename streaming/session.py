@@ -69,6 +69,7 @@ class _Utterance:
         None  # step recognisers: end of the audio heard; None: to be begun, maybe anew
     )
     begun_again: bool = False  # step recognisers: the last step failed once
+    stumbles: int = 0  # step recognisers: failures since the last success
     pause: int | None = (
         None  # step recognisers: where speech may have ended; nothing after it is fed
     )
@@ -159,6 +160,8 @@ class Session:
                 self._receive_step(utterance, job, job.result)
             elif self._steps:
                 utterance.fed = None  # it failed: begin anew
+                utterance.stumbles += 1
+                utterance.asked = job.edge
             elif isinstance(job.result, Hypothesis) and utterance.end is None:
                 self._receive_partial(utterance, job, job.result)
             if self._steps and utterance.end is not None:
@@ -320,6 +323,10 @@ class Session:
             edge = at + (edge - at) // chunk * chunk
         if edge - at < (1 if resting else max(1, min(self.interval, chunk or self.interval))):
             return
+        # One that fails is asked again at once, then more and more rarely: it hears everything anew each time.
+        rest = self.interval << min(utterance.stumbles, 8) if utterance.stumbles > 1 else 0
+        if edge - utterance.asked < rest:
+            return
         if utterance.partial is not None and utterance.partial.edge == edge:
             return
         utterance.partial = self._ask_step(utterance, Lane.PARTIAL, edge)
@@ -356,6 +363,7 @@ class Session:
 
     def _receive_step(self, utterance: _Utterance, job: Job, result: StepResult) -> None:
         utterance.fed = job.edge
+        utterance.stumbles = 0
         if utterance.end is not None and job.edge > utterance.end:
             return
         words = shifted(result.words, utterance.agreement.trim)

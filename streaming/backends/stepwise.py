@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,20 @@ class Steps:
         self._states: dict[Hashable, dict[object, Any]] = {}
 
     def run(self, steps: Sequence[tuple[Hashable, object, Step]]) -> list[Hypothesis | StepResult]:
-        """One step of each utterance, in as few calls as their lengths allow. Answers in order."""
+        """One step of each utterance, in as few calls as their lengths allow. Answers in order.
+
+        If it fails all of them are forgotten, and have to begin anew.
+        """
+        try:
+            return self._run(steps)
+        except Exception:
+            for owner, tag, _ in steps:
+                if tag in self._states.get(owner, {}):
+                    with suppress(Exception):
+                        self._backend.drop(self._states[owner].pop(tag))
+            raise
+
+    def _run(self, steps: Sequence[tuple[Hashable, object, Step]]) -> list[Hypothesis | StepResult]:
         backend, chunk = self._backend, self._backend.capabilities.chunk
         states, pieces = [], []
         for owner, tag, step in steps:

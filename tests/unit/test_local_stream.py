@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from streaming.backends.base import WindowBackend
+from streaming.backends.base import Hypothesis, Window, WindowBackend
 from streaming.backends.scripted import ScriptedBackend
 from streaming.ears import Ears
 from streaming.errors import BackendError
 from streaming.events import Final
 from streaming.executor import Executor
 from streaming.local import LAG, LocalStream
+from streaming.scheduler import Job, Lane, _Cost
 from streaming.types import RATE, ModelInfo, Options, Samples
 from tests.drive import loudness, speak
 
@@ -139,3 +140,39 @@ def test_a_fault_within_one_stream_is_no_other_streams() -> None:
         await executor.close(force=False)
 
     asyncio.run(scenario())
+
+
+def test_a_window_that_breaks_the_recogniser_fails_alone_in_its_batch() -> None:
+    class Choking(ScriptedBackend):
+        def decode(self, windows: Sequence[Window]) -> list[Hypothesis]:
+            if any(len(window.samples) == 7 * RATE for window in windows):
+                raise RuntimeError("choked")
+            return super().decode(windows)
+
+    async def scenario() -> list[Job]:
+        executor, done = _executor(Choking()), list[Job]()
+        everything = asyncio.Event()
+
+        def deliver(job: Job) -> None:
+            done.append(job)
+            if len(done) == 3:
+                everything.set()
+
+        jobs = [
+            Job(owner, Lane.FINAL, Window(np.zeros(seconds * RATE, np.float32)), "any")
+            for owner, seconds in enumerate((5, 7, 6))
+        ]
+        for job in jobs:
+            executor.attach(job.owner, deliver, lambda error: None, live=True)
+        for size in (1, 1):
+            executor.scheduler._costs.setdefault("any", _Cost()).learn(size, 0.001)
+        executor.submit(jobs)
+        await asyncio.wait_for(everything.wait(), 30)
+        await executor.close(force=False)
+        return jobs
+
+    first, second, third = asyncio.run(scenario())
+    assert isinstance(first.result, Hypothesis)
+    assert isinstance(second.result, BackendError)
+    assert isinstance(third.result, Hypothesis)
+    assert first.started == third.started, "they ran together"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streaming.agreement import Agreement
 from streaming.backends.base import Capabilities, Decoding, Hypothesis, Step, StepResult, Window
 from streaming.backends.scripted import STEPS, ScriptedSteps, spell
 from streaming.backends.stepwise import Steps, whole
@@ -107,6 +108,37 @@ def test_one_that_revises_or_fails_takes_no_committed_word_back(
     )
     reference = promises(drive(audio, WORDS, sizes=(10**9,), delays=(0,)))
     assert [f.text for f in finals] == [f.text for f in reference]
+
+
+@dataclass
+class Deaf(ScriptedSteps):
+    """Cannot step at all."""
+
+    capabilities: Capabilities = ANY_LENGTH
+
+    def step(self, states: Sequence[object], chunks: Sequence[Samples]) -> list[StepResult]:
+        self.calls.append(len(states))
+        raise BackendError("the recogniser stumbled")
+
+
+def test_one_that_always_fails_is_not_asked_without_end() -> None:
+    stepper = Deaf()
+    events = drive(speak([0.5, *range(40), 1.0]), WORDS, stepper=stepper)
+    assert sum(isinstance(event, Failed) for event in events) == 1
+    assert len(stepper.calls) < 12
+    assert stepper.open_states == 0
+
+
+def test_what_was_committed_before_it_was_stable_is_not_said_twice() -> None:
+    agreement = Agreement(0, STEPS)
+    words = [Word(f" w{at}", at * RATE, (at + 1) * RATE - 800, 0.9) for at in range(4)]
+    agreement.receive_step(words[:2], 0, 4 * RATE)
+    agreement.receive_step(words[:2], 0, 4 * RATE)
+    assert agreement.committed == tuple(words[:2])
+    halves = [Word(" w", 0, 8000, 0.9), Word(" 0", 8000, 15_000, 0.9)]
+    agreement.receive_step([*halves, *words[1:]], 4, 4 * RATE)
+    assert agreement.committed == tuple(words[:3])
+    assert agreement.tentative == (words[3],)
 
 
 def test_words_appear_while_they_are_said_and_stay() -> None:
