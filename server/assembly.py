@@ -148,13 +148,20 @@ def make_app(settings: Settings, where: Device) -> tuple[Starlette, Context]:
 
 async def _prepare(here: Context) -> None:
     """After the server listens: settle on the default model, load what is to be preloaded."""
+    from streaming import hub
     from streaming.errors import OpenSpeechError
 
     notice = await asyncio.to_thread(here.catalogue.settle)
     if notice:
         log.warning(notice)
     try:
-        await asyncio.to_thread(here.catalogue.entry, "")
+        default = await asyncio.to_thread(here.catalogue.entry, "")
+        if not default.downloaded and (here.settings.offline or hub.offline()):
+            here.notice = (
+                f"the default model {default.id} is not downloaded and the server is offline; copy it into"
+                " STT_MODEL_DIR, or let the server go online once"
+            )
+            log.warning(here.notice)
     except OpenSpeechError as error:
         log.warning("STT_DEFAULT_MODEL: %s", error)
         here.notice = f"STT_DEFAULT_MODEL: {error}"

@@ -186,3 +186,12 @@ def test_a_model_is_swapped_and_expires_while_requests_run(tmp_path: Path) -> No
         for thread in threads:
             thread.join()
         assert len(set(texts)) == 1, texts
+
+
+def test_a_default_that_is_not_here_is_told_at_once_where_it_cannot_come(tmp_path: Path) -> None:
+    settings = {"default_model": "Systran/faster-whisper-small", "model_dir": tmp_path}
+    with running(with_toy(**settings)) as url:
+        while not httpx2.get(f"{url}/readyz").is_success:
+            pass
+        notice = httpx2.get(f"{url}/health").json()["notice"]
+    assert "Systran/faster-whisper-small is not downloaded and the server is offline" in notice
