@@ -266,7 +266,9 @@ class _Body:
     def _too_large(self, size: int) -> HTTPException:
         # The connection stays open: what the client still sends is thrown away until it reads this.
         return HTTPException(
-            413, f"Maximum content size limit ({self._limit}) exceeded ({size} bytes read)"
+            413,
+            f"Maximum content size limit ({self._limit}) exceeded ({size} bytes read);"
+            " send it in pieces or compressed, or raise STT_MAX_UPLOAD_MB",
         )
 
     def _too_slow(self, dripping: bool) -> HTTPException:

@@ -403,7 +403,7 @@ def test_the_file_may_come_first_in_pieces_without_a_length(client: httpx2.Clien
 
 def test_a_body_over_the_limit_is_413_with_or_without_a_length(client: httpx2.Client) -> None:
     big = b"x" * (2 * 2**20)
-    assert "Maximum content size" in fault(
+    assert "or raise STT_MAX_UPLOAD_MB" in fault(
         client.post(TRANSCRIPTIONS, files={"file": ("a", big)}), 413, code="payload_too_large"
     )
 
