@@ -206,8 +206,8 @@ class Session:
         # A split falls where the silence is deepest: words after it may be committed already, to the utterance before.
         # What they are in is not heard again.
         heard = at
-        if self._open and self._open[-1].agreement.committed:
-            heard = max(at, min(self._open[-1].agreement.committed[-1].end, self._listener.heard))
+        if self._open:
+            heard = max(at, min(self._open[-1].agreement.settled, self._listener.heard))
         utterance = _Utterance(self._numbers, at, Agreement(heard, self._capabilities))
         utterance.asked = at + self.options.pre_roll_ms * RATE // 1000
         self._numbers += 1

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streaming.agreement import Agreement
 from streaming.backends.base import Hypothesis, Window
-from streaming.backends.scripted import ScriptedSteps
+from streaming.backends.scripted import CAPABILITIES, ScriptedSteps
 from streaming.events import (
     Eager,
     Event,
@@ -20,7 +21,7 @@ from streaming.events import (
     SpeechStarted,
     SpeechStopped,
 )
-from streaming.types import RATE, Options
+from streaming.types import RATE, Options, Word
 from tests.drive import drive, fickle, honest, speak
 
 WORDS = Options(words=True, pre_roll_ms=0)
@@ -102,6 +103,21 @@ def test_a_split_before_committed_words_neither_loses_nor_doubles_them(
     assert first.end == second.start
     assert abs(first.end / RATE - (0.5 + before * 0.25 + 0.06)) < 0.12
     assert stepper is None or stepper.open_states == 0
+
+
+def test_what_a_window_was_cut_off_is_settled() -> None:
+    """In a pause the cut lies behind the last committed word: a split there must not ask for what is forgotten."""
+    agreement = Agreement(0, CAPABILITIES)
+    words = [
+        Word(" a", 0, RATE, 0.9),
+        Word(" b.", RATE, 2 * RATE, 0.9),
+        Word(" c", 4 * RATE, 5 * RATE, 0.9),
+    ]
+    for _ in range(2):
+        agreement.receive_hypothesis(words, 5 * RATE + RATE // 5)
+    agreement.cut(11 * RATE)
+    assert [word.text for word in agreement.committed] == [" a", " b."]
+    assert agreement.trim == agreement.settled == 3 * RATE
 
 
 def test_a_marker_follows_the_finals_of_all_that_came_before() -> None:
