@@ -88,7 +88,7 @@ def test_a_long_monologue_keeps_every_word(seed: int) -> None:
 
 
 @settings(deadline=None, max_examples=12)
-@given(st.integers(0, 2**31), st.integers(50, 108), delays, st.booleans())
+@given(st.integers(0, 2**31), st.integers(50, 100), delays, st.booleans())
 def test_a_split_before_committed_words_neither_loses_nor_doubles_them(
     seed: int, before: int, delays: list[int], stepwise: bool
 ) -> None:
@@ -183,7 +183,7 @@ def test_committed_never_shrinks_and_finals_come_once_and_in_order(
 
 
 @settings(deadline=None, max_examples=10)
-@given(st.integers(0, 2**31), st.integers(50, 108), delays)
+@given(st.integers(0, 2**31), st.integers(50, 100), delays)
 def test_a_split_takes_no_committed_word_back(seed: int, before: int, delays: list[int]) -> None:
     words: list[int | float] = [n * 7 % 60 for n in range(130)]
     audio = speak([0.5, *words[:before], 0.12, *words[before:], 1.0])
