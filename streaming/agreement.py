@@ -142,7 +142,6 @@ class Agreement:
                 best = word.end if best is None or not paused else best
         if best is not None:
             self.trim = best
-            self._previous = None if self._previous is None else self._previous
 
 
 def _bare(text: str) -> str:

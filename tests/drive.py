@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from hypothesis import strategies as st
 
 from streaming.backends.base import Hypothesis, StepBackend, Window
 from streaming.backends.scripted import CAPABILITIES, ScriptedBackend, spell
@@ -18,6 +19,17 @@ from streaming.session import Session
 from streaming.types import RATE, Options, Samples, Word
 
 Decode = Callable[[Window], Hypothesis]
+
+talk = st.lists(
+    st.one_of(
+        st.lists(st.integers(0, 50), min_size=1, max_size=6).map(tuple),
+        st.sampled_from([(0.1,), (0.3,), (0.6,), (1.2,)]),
+    ),
+    max_size=8,
+).map(lambda parts: [each for part in parts for each in part])
+sizes = st.lists(st.integers(200, 8000), min_size=1, max_size=5)
+delays = st.lists(st.integers(0, 40), min_size=1, max_size=5)
+"""Random speech, message sizes in samples and delays of decodes in turns, for properties."""
 
 
 def loudness(frames: Samples) -> np.ndarray:

@@ -51,7 +51,8 @@ export interface Ready {
   seq: number;
   session: string;
   model: string;
-  sample_rate: number;
+  /** Null where the container tells it. */
+  sample_rate: number | null;
   received: number;
   resumable_seconds: number;
   /** The server still had the session. */

@@ -22,19 +22,9 @@ from streaming.events import (
     SpeechStopped,
 )
 from streaming.types import RATE, Options, Word
-from tests.drive import drive, fickle, honest, speak
+from tests.drive import delays, drive, fickle, honest, sizes, speak, talk
 
 WORDS = Options(words=True, pre_roll_ms=0)
-
-talk = st.lists(
-    st.one_of(
-        st.lists(st.integers(0, 50), min_size=1, max_size=6).map(tuple),
-        st.sampled_from([(0.1,), (0.3,), (0.6,), (1.2,)]),
-    ),
-    max_size=8,
-).map(lambda parts: [each for part in parts for each in part])
-sizes = st.lists(st.integers(200, 8000), min_size=1, max_size=5)
-delays = st.lists(st.integers(0, 40), min_size=1, max_size=5)
 
 
 def finals(events: list[Event]) -> list[Final]:

@@ -17,20 +17,10 @@ from streaming.backends.stepwise import Steps, whole
 from streaming.errors import BackendError
 from streaming.events import Event, Failed, Final, Partial
 from streaming.types import RATE, Options, Samples, Word
-from tests.drive import drive, speak
+from tests.drive import delays, drive, sizes, speak, talk
 
 WORDS = Options(words=True, pre_roll_ms=0)
 ANY_LENGTH = replace(STEPS, chunk=0)
-
-talk = st.lists(
-    st.one_of(
-        st.lists(st.integers(0, 50), min_size=1, max_size=6).map(tuple),
-        st.sampled_from([(0.1,), (0.3,), (0.6,), (1.2,)]),
-    ),
-    max_size=8,
-).map(lambda parts: [each for part in parts for each in part])
-sizes = st.lists(st.integers(200, 8000), min_size=1, max_size=5)
-delays = st.lists(st.integers(0, 40), min_size=1, max_size=5)
 
 
 @dataclass
