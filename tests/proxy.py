@@ -1,8 +1,10 @@
-"""A wire that can be cut: a TCP proxy in a thread, for tests of lost connections and restarted servers."""
+"""A wire that can be cut, slowed and stalled: a TCP proxy in a thread, for tests of bad connections and restarted servers."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,12 @@ class Wire:
         self.target = target
         self.url = ""
         self.up = True
+        self.delay = 0.0
+        """Seconds that each piece takes, either way."""
+        self.piece = 65536
+        """Bytes that are passed on at once at most."""
+        self.stalled = False
+        """While set nothing passes, either way, and the connections stay."""
         self.passed = 0
         """Bytes that clients sent, over all connections."""
         self.connections = 0
@@ -27,6 +35,19 @@ class Wire:
 
         def abort() -> None:
             for writer in self._writers:
+                writer.transport.abort()
+
+        self._loop.call_soon_threadsafe(abort)
+
+    def reset(self) -> None:
+        """The same with RST, as from a machine that was restarted."""
+
+        def abort() -> None:
+            for writer in self._writers:
+                found = writer.get_extra_info("socket")
+                if found is not None:
+                    now = struct.pack("ii", 1, 0)
+                    found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
                 writer.transport.abort()
 
         self._loop.call_soon_threadsafe(abort)
@@ -50,7 +71,11 @@ class Wire:
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, counted: bool
     ) -> None:
         try:
-            while data := await source.read(65536):
+            while data := await source.read(self.piece):
+                if self.delay:
+                    await asyncio.sleep(self.delay)
+                while self.stalled:
+                    await asyncio.sleep(0.01)
                 if counted:
                     self.passed += len(data)
                 target.write(data)

@@ -1,0 +1,238 @@
+"""A server in a process of its own, which faults are done to; and what says that it is none the worse for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from tests.drive import speak
+from tests.fakes import pcm
+
+ROOT = Path(__file__).parents[2]
+STREAM = "/v1/audio/transcriptions/stream"
+FILES = "/v1/audio/transcriptions"
+PATIENCE = 20.0
+"""Seconds after which what should have happened has not."""
+
+
+class Process:
+    """A running server."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.url = ""
+        self.said: list[str] = []
+        """Its log, a line each."""
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, name="log of the server")
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with suppress(ValueError):
+            for line in self.process.stderr:
+                self.said.append(line)
+                if found := re.search(r"open-speech on (http\S+)", line):
+                    self.url = found[1].replace("localhost", "127.0.0.1")
+                    self._ready.set()
+        self._ready.set()
+
+    @property
+    def log(self) -> str:
+        return "".join(self.said)
+
+    @property
+    def socket_url(self) -> str:
+        return self.url.replace("http", "ws", 1) + STREAM
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def wait_ready(self) -> None:
+        """Until it listens and takes work."""
+        assert self._ready.wait(60)
+        assert self.url, self.log
+        until(lambda: self.get("/readyz").status_code == 200)
+
+    def get(self, path: str) -> httpx2.Response:
+        return httpx2.get(self.url + path, timeout=PATIENCE)
+
+    def memory(self) -> int:
+        """Bytes of it in memory."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def descriptors(self) -> int:
+        """Files and sockets that it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def threads(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/task"))
+
+    def working(self) -> int:
+        """Requests and streams at work."""
+        return int(self.get("/counters").json()["working"])
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Its exit status, once all it said was read."""
+        status = self.process.wait(seconds)
+        self._reader.join(PATIENCE)
+        return status
+
+    def close(self) -> None:
+        """End it, whatever state it is in."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(PATIENCE)
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+@contextmanager
+def serving(
+    *flags: str,
+    faults: dict[str, Any] | None = None,
+    before: Sequence[str] = (),
+    ready: bool = True,
+    stdout: Any = subprocess.DEVNULL,
+    **variables: str,
+) -> Iterator[Process]:
+    """A server around the scripted recogniser. `faults` are module attributes to set in it, `before` a command that runs
+    it (such as `prlimit`), `variables` its environment."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        model = Path(folder) / "scripted"
+        model.mkdir()
+        (model / "scripted").write_text("")
+        command = [*before, sys.executable, "-m", "tests.faults.countable", "serve", "--port", "0"]
+        command += ["--model", f"scripted={model}", "--default-model", "scripted", *flags]
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("STT_")
+        }
+        environment |= {"STT_OFFLINE": "true", "STT_DEVICE": "cpu", "PYTHONPATH": str(ROOT)}
+        environment |= {"FAULTS": json.dumps(faults or {}), **variables}
+        process = Process(
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        try:
+            if ready:
+                process.wait_ready()
+            yield process
+        finally:
+            process.close()
+
+
+def until(holds: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    """Wait for something that nobody announces."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to hold"
+        time.sleep(0.02)
+
+
+def words(first: int, count: int) -> list[int]:
+    """Words to speak, no two neighbours alike."""
+    return [(first + 7 * at) % 60 for at in range(count)]
+
+
+def spelt(said: Sequence[int | float]) -> str:
+    """What a transcript of `said` reads."""
+    return " ".join(f"w{word}" for word in said if isinstance(word, int))
+
+
+def text(messages: Sequence[dict[str, Any]]) -> str:
+    """The finals' text."""
+    return " ".join(each["text"] for each in messages if each["type"] == "final" and each["text"])
+
+
+def rest(socket: Any) -> list[dict[str, Any]]:
+    """All messages up to the close."""
+    found = []
+    with suppress(ConnectionClosed):
+        while True:
+            found.append(json.loads(socket.recv(timeout=PATIENCE)))
+    return found
+
+
+class Control:
+    """An honest session beside the fault: it speaks all along, and no word of it may be lost or doubled."""
+
+    def __init__(self, server: Process) -> None:
+        self._server = server
+        self._said: list[int | float] = []
+        self._over = threading.Event()
+        self._found: list[dict[str, Any]] = []
+        self._failed: BaseException | None = None
+        self.slowest = 0.0
+        """Seconds that the slowest answer of `/health` took meanwhile."""
+        self._opened = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="control")
+        self._thread.start()
+        assert self._opened.wait(PATIENCE)
+
+    def _run(self) -> None:
+        try:
+            self._talk()
+        except BaseException as error:
+            self._failed = error
+        finally:
+            self._opened.set()
+
+    def _talk(self) -> None:
+        with (
+            connect(self._server.socket_url + "?partials=false", open_timeout=PATIENCE) as socket,
+            httpx2.Client(base_url=self._server.url, timeout=PATIENCE) as probe,
+        ):
+            assert json.loads(socket.recv(timeout=PATIENCE))["type"] == "ready"
+            turn = 0
+            while turn == 0 or not self._over.is_set():
+                said: list[int | float] = [*words(turn, 3), 0.6]
+                socket.send(pcm(speak(said)))
+                self._said += said
+                began = time.monotonic()
+                assert probe.get("/health").status_code == 200
+                self.slowest = max(self.slowest, time.monotonic() - began)
+                self._opened.set()
+                turn += 1
+                self._over.wait(0.3)
+            socket.send('{"type": "end"}')
+            self._found = rest(socket)
+
+    def finish(self) -> None:
+        """End it: it heard all it said, exactly once, and health was answered throughout."""
+        self._over.set()
+        self._thread.join(3 * PATIENCE)
+        assert not self._thread.is_alive(), "the control session hangs"
+        if self._failed is not None:
+            raise AssertionError("the control session was harmed") from self._failed
+        assert self._found[-1]["reason"] == "client"
+        assert text(self._found) == spelt(self._said)
+        assert self.slowest < PATIENCE
