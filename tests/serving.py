@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from server.settings import Settings
 from streaming.backends import loaders
 from streaming.errors import OpenSpeechError
 from streaming.events import Event, Final, Marker, SpeechStarted, SpeechStopped
+from streaming.local import LocalEngine, Plan
 from streaming.models import Catalogue
 from streaming.types import (
     Checkpoint,
@@ -32,6 +34,7 @@ from streaming.types import (
     Transcribed,
 )
 from tests import toy
+from tests.fakes import Loudness
 
 
 class Talker:
@@ -256,6 +259,20 @@ def with_toy(**settings: object) -> Callable[[], tuple[object, Context]]:
         }
         app, here = assembly.make_app(Settings(**(wanted | settings)), Device(workers=2, threads=1))  # type: ignore[arg-type]
         return app, here
+
+    return make
+
+
+def with_scripted(**settings: object) -> Callable[[], tuple[object, Context]]:
+    """A server around the real engine, with a recogniser and a detector that take no time; see `tests.drive.speak`."""
+
+    def make() -> tuple[object, Context]:
+        folder = Path(tempfile.mkdtemp(prefix="open-speech-scripted-"))
+        (folder / "scripted").touch()
+        known = Catalogue(loaders(), default="toy", paths={"toy": folder}, offline=True)
+        engine = LocalEngine(known, loaders(), Loudness, Plan(Device(workers=2)))
+        here = Context(Settings(**settings), engine, known, ready=True)  # type: ignore[arg-type]
+        return create_app(here), here
 
     return make
 

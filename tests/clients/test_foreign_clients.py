@@ -95,6 +95,16 @@ def test_livekit_hears_under_server_vad_and_with_its_own(
         expect(output([*command, model]), 1)
 
 
+@pytest.mark.slow
+def test_pipecat_hears_under_server_vad_and_with_its_own(
+    url: str, audio: Path, tmp_path: Path
+) -> None:
+    python = environment(tmp_path / "venv", "pipecat-ai[openai]>=1.14,<2")
+    command = [python, SCRIPTS / "pipecat_stt.py", url, audio]
+    for model in ("gpt-4o-transcribe", "gpt-realtime-whisper"):  # it commits itself for the second
+        expect(output([*command, model]), 1)
+
+
 @contextmanager
 def serving_tls(folder: Path) -> Iterator[tuple[str, Path]]:
     """The command with a certificate of a new authority: its URL, and the authority's certificate."""

@@ -15,7 +15,6 @@ import base64
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -28,16 +27,10 @@ import openai
 import soxr
 import websockets
 
-from server.app import create_app
-from server.context import Context
-from server.settings import Settings
-from streaming.backends import loaders
-from streaming.local import LocalEngine, Plan
-from streaming.models import Catalogue
-from streaming.types import Device, Samples
+from streaming.types import Samples
 from tests.drive import speak
-from tests.fakes import Line, Loudness, lines, pcm, silence, word_errors
-from tests.serving import running, with_toy
+from tests.fakes import Line, lines, pcm, silence, word_errors
+from tests.serving import running, with_scripted, with_toy
 
 STEP = 0.02
 PAUSE = 1.2
@@ -148,16 +141,6 @@ class Scripted(Line):
         return speak([int(word[0][1:]) for word in self.words])
 
 
-def with_scripted() -> tuple[object, Context]:
-    """A server whose recogniser and detector take no time."""
-    folder = Path(tempfile.mkdtemp())
-    (folder / "scripted").touch()
-    catalogue = Catalogue(loaders(), default="toy", paths={"toy": folder}, offline=True)
-    engine = LocalEngine(catalogue, loaders(), Loudness, Plan(Device(workers=2)))
-    here = Context(Settings(), engine, catalogue, ready=True)
-    return create_app(here), here
-
-
 class Table:
     """Latencies by dialect."""
 
@@ -204,7 +187,7 @@ def main() -> None:
     head = (
         f"{'':34}{'delta':>18}{'completed':>18}{'word':>9}\n{'ms':34}" + f"{'P50':>9}{'P95':>9}" * 2
     )
-    with running(with_scripted if given.scripted else with_toy()) as url:
+    with running(with_scripted() if given.scripted else with_toy()) as url:
 
         async def one_by_one() -> None:
             for number in range(given.rounds + 1):
