@@ -1,6 +1,9 @@
 """Live streams against the clock: latency, stability and accuracy at rising load.
 
     python tests/perf/streaming.py [--shape native] [--streams 1 2 4 8 16 32 64] [--seconds 60] [--window auto]
+    python tests/perf/streaming.py --streams 32 --seconds 150 --gap     live against REST on 5,000 words
+    python tests/perf/streaming.py --streams 8 --bulk                   finals without and with recordings beside them
+    python tests/perf/streaming.py --hour                               one hour through a socket at 10 times real time
 
 Starts a server, then paced clients in processes of their own. Each stream hears sentences of one language of the
 fixture with random lead-in, pauses, gain and noise, in messages of 40 ms sent when they would have been spoken. Times
@@ -10,10 +13,12 @@ are taken on the clients' side against the true word times:
     word             from the end of a word to the first message that shows it, in its place
     commit           from the end of a word to the first message that holds it committed
     speech -> final  from the end of the last word of an utterance to its final
+    our share        of it: from sending the message that completes the endpoint's silence to the final. The rest is the
+                     silence asked for, the detector's hangover after the word, and the length of a message
     commit -> final  from sending a commit after the end of speech to the final (`--commit`)
     erasure          words shown and taken back, a word of the finals
 
-Word error rates stand beside that of the same audio over REST.
+Word error rates stand beside that of the same audio over REST (`--gap`).
 """
 
 from __future__ import annotations
@@ -31,7 +36,9 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -40,6 +47,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import jiwer
 import numpy as np
 
+from streaming.listener import Listener
+from streaming.segmenter import FRAME, Stopped
+from streaming.types import Options
+from streaming.vad.silero import Silero
 from tests import toy
 from tests.fakes import Line, lines, noise, pcm, wav
 
@@ -67,6 +78,7 @@ class Heard:
 
     script: Script
     began: float = 0.0
+    sent: list[float] = field(default_factory=list)
     messages: list[tuple[float, dict]] = field(default_factory=list)
     commits: list[float] = field(default_factory=list)
     error: str = ""
@@ -99,8 +111,33 @@ def compose(seed: int, seconds: float) -> Script:
     return Script(language, samples.astype(np.float32), tuple(sentences))
 
 
+@cache
+def _silero() -> Silero:
+    return Silero()
+
+
+def decided(script: Script, endpointing: int) -> dict[int, int]:
+    """Of each utterance, by its end: the sample by which its endpoint is certain. Both are what the server finds."""
+    listener, detector = Listener(Options(endpointing_ms=endpointing)), _silero()
+    listener.receive_audio(script.samples)
+    frames = listener.frames()
+    likely = detector.detect([detector.open()], [frames])[0]
+    found = {}
+    for at in range(len(likely)):
+        part = frames[at * FRAME : (at + 1) * FRAME]
+        for boundary in listener.receive_probabilities(part, likely[at : at + 1]):
+            if isinstance(boundary, Stopped):
+                found[boundary.end] = listener.heard
+    return found
+
+
 async def listen(
-    url: str, script: Script, options: dict[str, str], start: float, commit: float | None
+    url: str,
+    script: Script,
+    options: dict[str, str],
+    start: float,
+    commit: float | None,
+    speed: float = 1.0,
 ) -> Heard:
     """One paced stream."""
     from websockets.asyncio.client import connect
@@ -124,14 +161,15 @@ async def listen(
             heard.began = time.monotonic()
             for at in range(0, len(data), 2 * MESSAGE):
                 spoken = min(at + 2 * MESSAGE, len(data)) / 2 / RATE
-                await asyncio.sleep(max(0.0, heard.began + spoken - time.monotonic()))
+                await asyncio.sleep(max(0.0, heard.began + spoken / speed - time.monotonic()))
+                heard.sent.append(time.monotonic())
                 await socket.send(data[at : at + 2 * MESSAGE])
                 while due and due[0] <= spoken:
                     due.pop(0)
                     heard.commits.append(time.monotonic())
                     await socket.send(json.dumps({"type": "commit"}))
             await socket.send(json.dumps({"type": "end"}))
-            await asyncio.wait_for(reading, 120)
+            await asyncio.wait_for(reading, 300)
     except Exception as error:  # a refused or broken stream is a result, too
         heard.error = f"{type(error).__name__}: {error}"
     return heard
@@ -171,6 +209,7 @@ class Figures:
     word: list[float] = field(default_factory=list)
     commit: list[float] = field(default_factory=list)
     final: list[float] = field(default_factory=list)
+    share: list[float] = field(default_factory=list)
     answer: list[float] = field(default_factory=list)
     erased: int = 0
     shown: int = 0
@@ -185,8 +224,8 @@ class Figures:
     speech: float = 0.0
     failed: list[str] = field(default_factory=list)
 
-    def take(self, heard: Heard) -> None:
-        """Add one stream."""
+    def take(self, heard: Heard, endpointing: int | None) -> None:
+        """Add one stream; `endpointing` in milliseconds, None where the client ends utterances."""
         if heard.error:
             self.failed.append(heard.error)
         self.failed += [m["message"] for _, m in heard.messages if m["type"] == "error"]
@@ -255,6 +294,12 @@ class Figures:
                 )
             if mine and mine[-1][0] == len(text) - 1:
                 self.final.append(when - heard.began - mine[-1][1][2])
+        if endpointing is not None:
+            known = decided(heard.script, endpointing)
+            for when, final in finals:
+                at = known.get(round(final["end"] * RATE))
+                if at is not None and (number := -(-at // MESSAGE) - 1) < len(heard.sent):
+                    self.share.append(when - heard.sent[number])
         for sent in heard.commits:
             after = [t for t, m in finals if t > sent]
             if after:
@@ -262,12 +307,19 @@ class Figures:
         self._committed(found, said, committed_by)
 
     def _committed(self, found: jiwer.WordOutput, said: list, committed_by: dict[int, int]) -> None:
-        """Errors among the words that were committed before the final."""
+        """Errors among the words that were committed before the final, and what is missing between them."""
+
+        def committed(at: int) -> bool:
+            return at < len(said) and said[at][2] < committed_by.get(said[at][1], 0)
+
         for chunk in found.alignments[0]:
+            if chunk.type == "delete" and committed(chunk.hyp_start_idx):
+                gone = chunk.ref_end_idx - chunk.ref_start_idx
+                self.committed_words += gone
+                self.committed_errors += gone
             for at in range(chunk.hyp_start_idx, chunk.hyp_end_idx):
-                _, utterance, place = said[at]
-                if place < committed_by.get(utterance, 0):
-                    self.committed_words += 1
+                if committed(at):
+                    self.committed_words += chunk.type != "insert"
                     self.committed_errors += chunk.type != "equal"
 
 
@@ -283,10 +335,16 @@ def quantiles(values: Iterable[float]) -> str:
     ordered = sorted(values)
     if not ordered:
         return "-"
-    return "/".join(
-        f"{1000 * ordered[min(len(ordered) - 1, int(q * len(ordered)))]:.0f}"
-        for q in (0.5, 0.95, 0.99)
-    )
+    return "/".join(f"{1000 * _at(q, ordered):.0f}" for q in (0.5, 0.95, 0.99))
+
+
+def at95(values: Iterable[float]) -> float:
+    """P95 in seconds."""
+    return _at(0.95, sorted(values))
+
+
+def _at(q: float, ordered: list[float]) -> float:
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
 # The server.
@@ -348,35 +406,71 @@ def offline(port: int, scripts: list[Script]) -> tuple[int, int]:
     return errors, words
 
 
-def transcribe_in_bulk(port: int, seconds: float) -> None:
+class Bulk:
     """Recordings of ten minutes, one after another, while the streams speak."""
-    import httpx2
 
-    audio = wav(np.tile(lines()[24].samples, 8))
-    until = time.monotonic() + 3.0 + seconds
-    while time.monotonic() < until:
-        httpx2.post(
-            f"http://127.0.0.1:{port}/v1/audio/transcriptions",
-            data={"response_format": "text", "language": "en"},
-            files={"file": ("bulk.wav", audio)},
-            timeout=300,
-        )
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.done = 0.0
+        """Seconds of audio that were transcribed."""
+
+    def __enter__(self) -> Bulk:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        import httpx2
+
+        audio = wav(np.tile(lines()[24].samples, 8))
+        while not self._stop.is_set():
+            with httpx2.stream(
+                "POST",
+                f"http://127.0.0.1:{self._port}/v1/audio/transcriptions",
+                data={"response_format": "verbose_json", "language": "en", "stream": "true"},
+                files={"file": ("bulk.wav", audio)},
+                timeout=300,
+            ) as answer:
+                at = 0.0
+                for line in answer.iter_lines():
+                    if line.startswith("data: {"):
+                        said = json.loads(line[6:])
+                        end = said.get("end")
+                        if end is not None:
+                            self.done += end - at
+                            at = end
+                    if self._stop.is_set():
+                        break
+
+
+COLUMNS = (
+    "streams", "first partial", "word", "commit", "speech -> final", "our share", "erasure", "WER %",
+    "WER of committed %", "missing/extra", "changed", "partials a s", "CPU", "MiB",
+)  # fmt: skip
 
 
 def measure(
-    given: argparse.Namespace, server: subprocess.Popen, port: int, streams: int
+    given: argparse.Namespace, server: subprocess.Popen, streams: int, *, bulk: bool = False
 ) -> Figures:
+    """One row of the table."""
     scripts = [compose(given.seed + at, given.seconds) for at in range(streams)]
     processes = min(streams, 2)
     shares = [scripts[at::processes] for at in range(processes)]
     options = {"endpointing_ms": str(given.endpointing), "partials": "true"}
     if given.commit:
         options["endpointing_ms"] = "5000"
-    if given.bulk:
-        threading.Thread(target=transcribe_in_bulk, args=(port, given.seconds), daemon=True).start()
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    beside = Bulk(given.port) if bulk else None
+    with (
+        beside or nullcontext(),
+        multiprocessing.get_context("spawn").Pool(processes) as pool,
+    ):
         start = time.monotonic() + 3.0
-        url = f"ws://127.0.0.1:{port}"
+        url = f"ws://127.0.0.1:{given.port}"
         before, began = cpu_seconds(server.pid), time.monotonic()
         told = pool.starmap(
             client,
@@ -385,22 +479,85 @@ def measure(
                 for share in shares
             ],
         )
-        used = (cpu_seconds(server.pid) - before) / (time.monotonic() - began - 3.0)
+        lasted = time.monotonic() - began
+        used = (cpu_seconds(server.pid) - before) / (lasted - 3.0)
     figures = Figures()
     for share in told:
         for heard in share:
-            figures.take(heard)
+            figures.take(heard, None if given.commit else given.endpointing)
+    row = (
+        streams, quantiles(figures.first), quantiles(figures.word), quantiles(figures.commit),
+        quantiles(figures.answer if given.commit else figures.final), quantiles(figures.share),
+        f"{figures.erased / max(1, figures.shown):.3f}",
+        f"{100 * figures.errors / max(1, figures.words):.2f}",
+        f"{100 * figures.committed_errors / max(1, figures.committed_words):.2f}",
+        f"{figures.missing}/{figures.extra}", figures.changed,
+        f"{figures.partials / max(1.0, figures.speech):.1f}", f"{100 * used:.0f} %",
+        f"{memory(server.pid):.0f}",
+    )  # fmt: skip
+    print("| " + " | ".join(map(str, row)) + " |", flush=True)
+    for fault in sorted(set(figures.failed)):
+        print(f"    {figures.failed.count(fault)} x {fault}")
+    if beside is not None:
+        print(f"    meanwhile recordings at {beside.done / lasted:.1f} times real time")
+    return figures
+
+
+def gap(given: argparse.Namespace, figures: Figures) -> None:
+    """What streaming costs in words: the same audio, live and over REST."""
+    scripts = [compose(given.seed + at, given.seconds) for at in range(max(given.streams))]
+    errors, words = offline(given.port, scripts)
+    rest = 100 * errors / words
+    finals = 100 * figures.errors / max(1, figures.words)
+    committed = 100 * figures.committed_errors / max(1, figures.committed_words)
     print(
-        f"| {streams} | {quantiles(figures.first)} | {quantiles(figures.word)} | {quantiles(figures.commit)}"
-        f" | {quantiles(figures.answer if given.commit else figures.final)} | {figures.erased / max(1, figures.shown):.3f}"
-        f" | {100 * figures.errors / max(1, figures.words):.2f} | {100 * figures.committed_errors / max(1, figures.committed_words):.2f}"
-        f" | {figures.missing}/{figures.extra} | {figures.changed} | {figures.partials / max(1.0, figures.speech):.1f}"
-        f" | {100 * used:.0f} % | {memory(server.pid):.0f} |",
-        flush=True,
+        f"\n{words} words; wrong: REST {rest:.2f} %, finals {finals:.2f} % ({finals - rest:+.2f}),"
+        f" committed before the final {committed:.2f} % ({committed - rest:+.2f}) of {figures.committed_words}"
+    )
+
+
+def hour(given: argparse.Namespace, server: subprocess.Popen) -> None:
+    """One recording of an hour through one socket at ten times real time: memory, offsets, words."""
+    script, speed = compose(given.seed, 3600.0), 10.0
+    at: list[tuple[float, float]] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        began = time.monotonic()
+        while not over.wait(10.0):
+            at.append((time.monotonic() - began, memory(server.pid)))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    options = {"endpointing_ms": str(given.endpointing)}
+    url = f"ws://127.0.0.1:{given.port}"
+    heard = asyncio.run(listen(url, script, options, time.monotonic(), None, speed))
+    over.set()
+    watching.join()
+    figures = Figures()
+    figures.take(heard, None)
+    finals = [m for _, m in heard.messages if m["type"] == "final"]
+    known = decided(script, given.endpointing)
+    exact = sum(round(m["end"] * RATE) in known for m in finals)
+    end = heard.messages[-1][1] if heard.messages else {}
+    lasted = heard.messages[-1][0] - heard.began
+    print(
+        f"{len(script.samples) / RATE:.2f} s heard in {lasted:.0f} s, {len(finals)} finals,"
+        f" {exact} of them end at the very sample that the detector alone gives for the recording ({len(known)});"
+        f" received {end.get('received')} bytes of {2 * len(script.samples)}, closed by {end.get('type')}"
+    )
+    print(
+        f"{figures.words} words, {figures.errors} wrong, {figures.missing} missing, {figures.extra} too many,"
+        f" {figures.changed} committed changed"
+    )
+    settled = [(when, size) for when, size in at if when > lasted / 5]
+    slope = np.polyfit(*zip(*settled, strict=True), 1)[0] if len(settled) > 2 else float("nan")
+    print(
+        f"memory of the server, MiB: {', '.join(f'{size:.0f}' for _, size in at[:: max(1, len(at) // 8)])};"
+        f" {slope * lasted:+.1f} over the hour after its first fifth"
     )
     for fault in sorted(set(figures.failed)):
         print(f"    {figures.failed.count(fault)} x {fault}")
-    return figures
 
 
 def main() -> None:
@@ -416,11 +573,12 @@ def main() -> None:
         "--commit", action="store_true", help="the client ends utterances: prints commit -> final"
     )
     parser.add_argument(
-        "--offline",
-        action="store_true",
-        help="decode the same audio over REST, for its word errors",
+        "--gap", action="store_true", help="the audio of the last row over REST, for its words"
     )
-    parser.add_argument("--bulk", action="store_true", help="recordings of ten minutes meanwhile")
+    parser.add_argument(
+        "--bulk", action="store_true", help="each row twice: alone, and beside recordings"
+    )
+    parser.add_argument("--hour", action="store_true", help="one hour at ten times real time")
     parser.add_argument(
         "--commit-after", type=float, default=0.15, help="seconds after the last word"
     )
@@ -434,19 +592,24 @@ def main() -> None:
     try:
         print(
             f"toy of shape {given.shape}, int8, window {given.window}, endpointing {given.endpointing} ms,"
-            f" {given.seconds:g} s a stream, {os.cpu_count()} cores shared with the clients; P50/P95/P99 in ms\n"
+            f" {os.cpu_count()} cores shared with the clients; P50/P95/P99 in ms\n"
         )
-        last = "commit -> final" if given.commit else "speech -> final"
-        print(
-            f"| streams | first partial | word | commit | {last} | erasure | WER % | WER of committed % | missing/extra | changed | partials a s | CPU | MiB |"
-        )
-        print("|" + " --- |" * 13)
+        if given.hour:
+            hour(given, server)
+            return
+        columns = [
+            "commit -> final" if given.commit and each == "speech -> final" else each
+            for each in COLUMNS
+        ]
+        print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
         for streams in given.streams:
-            measure(given, server, given.port, streams)
-        if given.offline:
-            scripts = [compose(given.seed + at, given.seconds) for at in range(max(given.streams))]
-            errors, words = offline(given.port, scripts)
-            print(f"\nThe same audio over REST: {100 * errors / words:.2f} % of {words} words")
+            alone = measure(given, server, streams)
+            if given.bulk:
+                beside = measure(given, server, streams, bulk=True)
+                moved = at95(beside.final) / at95(alone.final) - 1
+                print(f"    P95 of speech -> final moved by {100 * moved:+.1f} %")
+        if given.gap:
+            gap(given, alone)
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(30)
