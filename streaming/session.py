@@ -49,8 +49,8 @@ INTERVAL = RATE // 5
 """New speech between partial decodes while the device is idle: 200 ms."""
 SURE = 0.8
 """Language probability of a detection that counts towards the lock."""
-PROMPT_WORDS = 24
-"""Words of scrolled-out text that go into the prompt: enough for style, too few to carry a mistake far."""
+CONTEXT_WORDS = 24
+"""Words of scrolled-out text that a decode is told: enough for style, too few to carry a mistake far."""
 
 
 @dataclass(slots=True, eq=False)
@@ -295,12 +295,12 @@ class Session:
         floor: int | None = None,
     ) -> Job:
         agreement, options = utterance.agreement, self.options
-        context = " ".join(agreement.scrolled.split(" ")[-PROMPT_WORDS:])
         decoding = Decoding(
             task=options.task,
             language=self._language or utterance.language,
             languages=options.languages,
-            prompt=(options.prompt + context) if context.strip() else options.prompt,
+            prompt=options.prompt,
+            context=agreement.scrolled[-CONTEXT_WORDS:],
             hotwords=options.hotwords,
             prefix=shifted(agreement.prefix, -agreement.trim),
             beam=options.beam or 1,
