@@ -49,6 +49,8 @@ INTERVAL = RATE // 5
 """New speech between partial decodes while the device is idle: 200 ms."""
 SURE = 0.8
 """Language probability of a detection that counts towards the lock."""
+STUMBLES = 2
+"""Partial decodes of an utterance that may fail before no more are asked for: what kills a recogniser does it again."""
 CONTEXT_WORDS = 24
 """Words of scrolled-out text that a decode is told: enough for style, too few to carry a mistake far."""
 
@@ -69,7 +71,7 @@ class _Utterance:
         None  # step recognisers: end of the audio heard; None: to be begun, maybe anew
     )
     begun_again: bool = False  # step recognisers: the last step failed once
-    stumbles: int = 0  # step recognisers: failures since the last success
+    stumbles: int = 0  # partial decodes that failed; of a step recogniser, since the last success
     pause: int | None = (
         None  # step recognisers: where speech may have ended; nothing after it is fed
     )
@@ -162,7 +164,9 @@ class Session:
                 utterance.fed = None  # it failed: begin anew
                 utterance.stumbles += 1
                 utterance.asked = job.edge
-            elif isinstance(job.result, Hypothesis) and utterance.end is None:
+            elif not isinstance(job.result, Hypothesis):
+                utterance.stumbles += 1
+            elif utterance.end is None:
                 self._receive_partial(utterance, job, job.result)
             if self._steps and utterance.end is not None:
                 self._ask_last(utterance)
@@ -220,7 +224,8 @@ class Session:
             return
         utterance.guess = utterance.doubted = None
         utterance.edge = end
-        utterance.final = self._ask(utterance, Lane.SPECULATIVE, end)
+        if utterance.stumbles < STUMBLES:
+            utterance.final = self._ask(utterance, Lane.SPECULATIVE, end)
 
     def _resume(self, utterance: _Utterance) -> None:
         utterance.pause = None
@@ -271,6 +276,8 @@ class Session:
         if utterance.end is not None or not self.options.partials or utterance.final is not None:
             return
         if utterance.guess is not None:
+            return
+        if utterance.stumbles >= STUMBLES and not self._steps:
             return
         edge = min(self._listener.heard, self.received)
         if self._steps:
