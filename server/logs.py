@@ -1,4 +1,7 @@
-"""Log lines: an event with fields, for people or as JSON. Never audio, transcripts or keys."""
+"""Log lines: an event with fields, for people or as JSON. Never audio, transcripts or keys.
+
+One event is one line, whatever clients put into it: control characters are escaped, long texts are cut.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +12,59 @@ import time
 from contextvars import ContextVar
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Of the request that the current task serves."""
+"""Of the request or the WebSocket that the current task serves."""
+stream_id: ContextVar[str | None] = ContextVar("stream_id", default=None)
+"""Of the live session that the current task serves."""
+
+LONGEST = 4000
+"""Characters of an event; what is longer is cut."""
+TRACEBACK = 20_000
+"""Characters of a traceback, of which the end says most."""
+
+
+def ids() -> dict[str, str]:
+    """What the current task serves: `request` and `stream`, where there are any."""
+    found = {"request": request_id.get(), "stream": stream_id.get()}
+    return {name: value for name, value in found.items() if value}
+
+
+def _event(record: logging.LogRecord) -> str:
+    text = record.getMessage()
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text)} characters)"
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """One JSON object a line."""
+        """One JSON object a line, in ASCII: no terminal and no parser takes anything in it for its own."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
+        line: dict[str, object] = {
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "event": record.getMessage(),
+            "event": _event(record),
         }
-        if request := request_id.get():
-            line["request"] = request
+        line |= ids()
+        line |= getattr(record, "fields", {})
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+            line["traceback"] = self.formatException(record.exc_info)[-TRACEBACK:]
+        return json.dumps(line)
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """`12:00:00 info  event`; control characters are escaped, so that a line stays one."""
-        text = record.getMessage().encode("unicode_escape").decode("ascii")
-        line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():<7} {text}"
+        """`12:00:00 info    event [req_1 s_2]`. The lines of a traceback follow, indented and escaped like the event:
+        none can pass for an event of its own."""
+        line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():<7} {_escaped(_event(record))}"
+        if found := ids():
+            line += f" [{' '.join(found.values())}]"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            trace = self.formatException(record.exc_info)[-TRACEBACK:]
+            line += "".join(f"\n    {_escaped(each)}" for each in trace.split("\n"))
         return line
+
+
+def _escaped(text: str) -> str:
+    return text.encode("unicode_escape").decode("ascii")
 
 
 def configure(level: str, shape: str) -> None:
