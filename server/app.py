@@ -28,6 +28,7 @@ from server import (
     health,
     logs,
     management,
+    metrics,
     openapi,
     pages,
     realtime,
@@ -47,11 +48,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *management.ENDPOINTS,
     *asr.ENDPOINTS,
     *health.ENDPOINTS,
+    *metrics.ENDPOINTS,
     *realtime.ENDPOINTS,
     *pages.ENDPOINTS,
 )
-QUIET = ("/health", "/livez", "/readyz")
-"""Not in the access log: probes come every few seconds."""
+QUIET = ("/health", "/livez", "/readyz", "/metrics")
+"""Not in the access log: probes and scrapes come every few seconds."""
 FILES = ("/docs/", "/client/", "/assets/")
 """Paths of static files, which say nothing about who asks."""
 PACE = 1024
@@ -81,6 +83,7 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
             _Surroundings,
             limit=here.settings.max_upload_mb * 2**20,
             patience=here.settings.body_timeout,
+            figures=here.metrics,
         )
     ]
     if here.settings.allow_origins:
@@ -136,7 +139,7 @@ class _Guarded:
         here = context(request)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         endpoint = self._endpoints[method]
-        refused = None if endpoint.public else self._refusal(request, here)
+        refused = None if endpoint.public else self._refusal(endpoint, request, here)
         if refused is not None:
             await refused(scope, receive, send)
             return
@@ -147,11 +150,11 @@ class _Guarded:
         finally:
             here.working -= 1
 
-    def _refusal(self, request: Request, here: Context) -> Response | None:
+    def _refusal(self, endpoint: Endpoint, request: Request, here: Context) -> Response | None:
         key = auth.presented(request)
         if not self._keys.accept(key):
             return auth.refusal(key)
-        if here.draining:
+        if here.draining and not endpoint.always:
             return errors.problem(
                 503,
                 "the server is stopping; try again in a moment",
@@ -175,12 +178,16 @@ class _Guarded:
 class _Surroundings:
     """Pure ASGI: the request id, the size and patience for bodies, security headers, the access log."""
 
-    def __init__(self, app: ASGIApp, limit: int, patience: float) -> None:
+    def __init__(self, app: ASGIApp, limit: int, patience: float, figures: metrics.Metrics) -> None:
         self._app = app
+        self._figures = figures
         self._limit = limit
         self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -206,16 +213,33 @@ class _Surroundings:
         try:
             await self._app(scope, body.receive, send_with_headers)
         finally:
-            logs.request_id.reset(token)
+            took = time.monotonic() - started
             if scope["path"] not in QUIET:
-                log.info(
-                    "%s %s %d in %.0f ms (%s)",
-                    scope["method"],
-                    _route(scope),
-                    status,
-                    (time.monotonic() - started) * 1000,
-                    request_id,
-                )
+                log.info("%s %s %d in %.0f ms", scope["method"], _route(scope), status, took * 1000)
+            logs.request_id.reset(token)
+            self._figures.answered(_template(scope), scope["method"], status, took)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An id for a WebSocket, too: in the headers of its handshake, in its errors and in all that is logged."""
+        request_id = "req_" + uuid.uuid4().hex
+        token = logs.request_id.set(request_id)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "websocket.accept":
+                headers = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            logs.request_id.reset(token)
+
+
+def _template(scope: Scope) -> str:
+    """The route a request took, of a closed set."""
+    found = _route(scope)
+    return found if not found.startswith(FILES) else "(files)"
 
 
 def _route(scope: Scope) -> str:

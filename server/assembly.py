@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from server.context import Context
     from streaming.local import LocalEngine, Plan
     from streaming.models import Catalogue
+    from streaming.observer import Observer
 
 log = logging.getLogger(__name__)
 
@@ -112,37 +113,44 @@ def plan(settings: Settings, where: Device) -> Plan:
         settings.max_models,
         settings.max_requests,
         settings.max_streams,
-        settings.runners and os.name == "posix",
-        settings.decode_timeout,
     )
 
 
-def make_engine(settings: Settings, catalogue: Catalogue, where: Device) -> LocalEngine:
+def make_engine(
+    settings: Settings, catalogue: Catalogue, where: Device, observer: Observer | None = None
+) -> LocalEngine:
     """The engine; nothing is loaded yet."""
     from streaming.backends import loaders
     from streaming.local import LocalEngine
     from streaming.vad.silero import Silero
 
-    return LocalEngine(catalogue, loaders(), Silero, plan(settings, where))
+    return LocalEngine(catalogue, loaders(), Silero, plan(settings, where), observer)
 
 
 def make_app(settings: Settings, where: Device) -> tuple[Starlette, Context]:
     """The server, ready to run; models load after it listens."""
     from server.app import create_app
     from server.context import Context
+    from server.metrics import Metrics
+    from server.watch import watch
 
     catalogue = make_catalogue(settings, where)
-    here = Context(settings, make_engine(settings, catalogue, where), catalogue)
+    catalogue.observer = metrics = Metrics()
+    engine = make_engine(settings, catalogue, where, metrics)
+    here = Context(settings, engine, catalogue, metrics)
+    metrics.watch(here)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
         del app
         preparing = asyncio.create_task(_prepare(here))
+        watching = asyncio.create_task(watch(here))
         try:
             yield
         finally:
             preparing.cancel()
-            await asyncio.gather(preparing, return_exceptions=True)
+            watching.cancel()
+            await asyncio.gather(preparing, watching, return_exceptions=True)
             await here.engine.aclose()
 
     return create_app(here, lifespan), here

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING
 from starlette.requests import HTTPConnection
 
 if TYPE_CHECKING:
+    from server.metrics import Metrics
     from server.settings import Settings
     from streaming.engine import Engine
     from streaming.models import Catalogue
+
+
+def _metrics() -> Metrics:
+    from server.metrics import Metrics
+
+    return Metrics()
 
 
 @dataclass(slots=True)
@@ -21,6 +28,7 @@ class Context:
     settings: Settings
     engine: Engine
     catalogue: Catalogue
+    metrics: Metrics = field(default_factory=_metrics)
     ready: bool = False
     """Preloading is done."""
     draining: bool = False

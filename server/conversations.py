@@ -94,9 +94,15 @@ class Conversation:
             asyncio.Queue()
         )  # at most two: the next opens when the last is drained
         self._sent = 0
+        self._begun = False
         self._reading = (
             asyncio.Lock()
         )  # a message is read in a thread; the server may stop meanwhile
+
+    @property
+    def begun(self) -> bool:
+        """The engine took something."""
+        return self._begun
 
     async def run(self) -> int:
         """From the accepted socket to its close; answers the close code."""
@@ -184,6 +190,7 @@ class Conversation:
                 case Open(options):
                     await self._finish()
                     stream = await self._here.engine.open_stream(options)
+                    self._begun = True
                     self._running = _Running(stream, self._sent, asyncio.Event())
                     self._streams.put_nowait(self._running)
                 case Hear(samples):

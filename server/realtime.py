@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
-from server import auth, sockets
+from server import auth, logs, sockets
 from server.context import Context, context
 from server.conversations import Conversation
 from server.errors import BadRequest
@@ -90,10 +90,14 @@ async def realtime(socket: WebSocket) -> None:
         limit=here.settings.realtime_minutes * 60,
     )
     started = time.monotonic()
+    logs.stream_id.set(dialect.id)
     log.info("realtime session %s opened", dialect.id)
     here.working += 1
     try:
-        code = await Conversation(socket, here, dialect).run()
+        with here.metrics.session("realtime") as ending:
+            conversation = Conversation(socket, here, dialect)
+            code = await conversation.run()
+            ending.code(code, begun=conversation.begun)
     finally:
         here.working -= 1
     log.info(

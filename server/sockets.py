@@ -16,7 +16,7 @@ from starlette.routing import WebSocketRoute
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from server import auth
+from server import auth, logs
 from server.context import Context, context
 from server.errors import classify
 from server.journal import Journal, Unread
@@ -70,7 +70,11 @@ async def stream(socket: WebSocket) -> None:
         return
     here.working += 1
     try:
-        await _Session(socket, here).run()
+        with here.metrics.session("native") as ending:
+            session = _Session(socket, here)
+            logs.stream_id.set(session.id)
+            await session.run()
+            ending.code(session.code, begun=session.begun)
     finally:
         here.working -= 1
 
@@ -92,7 +96,7 @@ class _Session:
         self._here = here
         self._reader = native.Reader(here.settings.language)
         self._journal = Journal()
-        self._id = "s_" + secrets.token_urlsafe(12)
+        self.id = "s_" + secrets.token_urlsafe(12)
         self._stream: Stream | None = None
         self._writer: native.Writer | None = None
         self._source: Source | None = None
@@ -106,6 +110,16 @@ class _Session:
         self._reason: Reason = "client"
         self._code = 1000
         self._work: list[asyncio.Task[None]] = []
+
+    @property
+    def code(self) -> int:
+        """Of the close."""
+        return self._code
+
+    @property
+    def begun(self) -> bool:
+        """The engine took it."""
+        return self._stream is not None
 
     async def run(self) -> None:
         """From the first message to the close."""
@@ -128,7 +142,7 @@ class _Session:
             await _close(self._socket, self._code)
             log.info(
                 "stream %s closed with %d after %.1f s, %d bytes of audio, %d partials shed",
-                self._id,
+                self.id,
                 self._code,
                 time.monotonic() - started,
                 self._bytes,
@@ -149,7 +163,7 @@ class _Session:
         except OpenSpeechError as fault:
             self._hang_up(*_explained(fault))
         except Exception:
-            log.exception("stream %s failed", self._id)
+            log.exception("stream %s failed", self.id)
             told = native.error("the server failed; its log says why", code="internal_error")
             self._hang_up(told, 1011)
 
@@ -265,13 +279,13 @@ class _Session:
         if self._here.draining:
             raise _Refusal(native.error(STOPPING, code="stopping", retry_after=5), 1012)
         self._source = live.source(opening.encoding, opening.sample_rate, opening.channels)
-        self._writer = native.Writer(self._id, opening)
+        self._writer = native.Writer(self.id, opening)
         self._stream = await self._here.engine.open_stream(opening.options)
         if self._stopping is not None:  # it stopped while the model loaded; the audio waits unread
             self._stopping = time.monotonic() + GRACE
         self._journal.put(self._writer.ready(self._stream.model))
         self._start(self._carry(self._stream, self._writer))
-        log.info("stream %s opened, model %s", self._id, self._stream.model)
+        log.info("stream %s opened, model %s", self.id, self._stream.model)
 
     async def _hear(self, data: bytes) -> None:
         """Audio, in pieces that hold the loop only briefly; each counts as received once the engine has it."""

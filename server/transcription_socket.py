@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
-from server import auth, sockets
+from server import auth, logs, sockets
 from server.context import context
 from server.conversations import Conversation
 from server.protocols.faster_whisper_server import Endings, Transcript, parse
@@ -43,9 +44,13 @@ async def transcribe(socket: WebSocket) -> None:
         settings.inactivity_window_seconds,
     )
     started = time.monotonic()
+    logs.stream_id.set("ts_" + secrets.token_urlsafe(12))
     here.working += 1
     try:
-        code = await Conversation(socket, here, Transcript(request, endings)).run()
+        with here.metrics.session("faster_whisper_server") as ending:
+            conversation = Conversation(socket, here, Transcript(request, endings))
+            code = await conversation.run()
+            ending.code(code, begun=conversation.begun)
     finally:
         here.working -= 1
     log.info("transcription socket closed with %d after %.1f s", code, time.monotonic() - started)

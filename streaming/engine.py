@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol
 
 from streaming.events import Event
+from streaming.observer import Pulse
 from streaming.types import Checkpoint, ModelInfo, Options, Recording, Samples, Transcribed
 
 
@@ -85,6 +86,10 @@ class Engine(Protocol):
 
     def loading(self) -> Sequence[str]:
         """Ids of the models on their way into memory, downloads that a request waits for included."""
+        ...
+
+    def pulse(self) -> Pulse:
+        """What there is to do at this moment. Cheap."""
         ...
 
     async def aclose(self) -> None:

@@ -68,6 +68,8 @@ class Timing:
     decoding: float = 0.0
     speculated: bool = False
     """The result existed before the endpoint."""
+    delay: float | None = None
+    """From the arrival of the last speech to the final; None where nobody measures."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,41 +10,45 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 from streaming.backends.base import Hypothesis, Step, StepBackend, StepResult, Window, WindowBackend
 from streaming.backends.stepwise import Steps, whole
 from streaming.errors import BackendError, ModelGone, OpenSpeechError
-from streaming.remote import RemoteBackend
-from streaming.scheduler import Batch, Job, Scheduler
+from streaming.observer import Kind, Observer
+from streaming.scheduler import Batch, Job, Lane, Scheduler
 from streaming.types import ModelInfo
 
 log = logging.getLogger(__name__)
 
 Deliver = Callable[[Job], None]
 Fail = Callable[[OpenSpeechError], None]
+KINDS: dict[Lane, Kind] = {
+    Lane.FINAL: "final",
+    Lane.SPECULATIVE: "speculative",
+    Lane.PARTIAL: "partial",
+    Lane.BULK: "file",
+}
 
 
 class Executor:
     """Serves the jobs of many owners with one backend. Use it from the event loop's thread only."""
 
-    def __init__(self, backend: WindowBackend | StepBackend, info: ModelInfo, workers: int) -> None:
-        self._given = backend
+    def __init__(
+        self,
+        backend: WindowBackend | StepBackend,
+        info: ModelInfo,
+        workers: int,
+        observer: Observer | None = None,
+    ) -> None:
         self.backend = whole(backend)
         self._steps = Steps(backend) if isinstance(backend, StepBackend) else None
         self.info = info
+        self.observer = observer or Observer()
         self.scheduler = Scheduler(workers, backend.capabilities.max_batch)
         self._owners: dict[Hashable, tuple[Deliver, Fail]] = {}
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=f"decode {info.id}")
         self._loop = asyncio.get_running_loop()
         self._closed = False
-
-    @property
-    def information(self) -> ModelInfo:
-        """What `info` says, and its process now."""
-        if not isinstance(self._given, RemoteBackend):
-            return self.info
-        return replace(self.info, pid=self._given.pid, restarts=self._given.restarts)
 
     def attach(self, owner: Hashable, deliver: Deliver, fail: Fail, *, live: bool) -> None:
         """From now on `deliver` is called, on the loop, with every finished job of `owner`.
@@ -77,7 +81,9 @@ class Executor:
                 continue
             if not job.deadline:
                 job.deadline = now
-            self.scheduler.add(job, now)
+            dropped = self.scheduler.add(job, now)
+            if dropped is not None and dropped.lane is job.lane is Lane.PARTIAL:
+                self.observer.shed(self.info.id)
         self._dispatch()
 
     async def close(self, force: bool) -> None:
@@ -90,8 +96,6 @@ class Executor:
             for owner, (_, fail) in list(self._owners.items()):
                 self.scheduler.cancel(owner)
                 fail(gone)
-            if isinstance(self._given, RemoteBackend):
-                self._given.interrupt()
         await asyncio.to_thread(self._pool.shutdown, wait=True)
         await asyncio.to_thread(self.backend.close)
 
@@ -140,8 +144,16 @@ class Executor:
     def _done(self, batch: Batch, started: float, ended: float) -> None:
         self.scheduler.done(batch, ended - started)
         self._dispatch()  # first keep the workers busy, then think about the results
+        self.observer.decoded(
+            self.info.id,
+            [KINDS[job.lane] for job in batch.jobs],
+            [max(0.0, started - job.added) for job in batch.jobs],
+            ended - started,
+        )
         for job in batch.jobs:
             job.started, job.finished = started, ended
+            if isinstance(job.result, Exception):
+                self.observer.decode_failed(self.info.id)
             self._deliver(job)
 
     def _deliver(self, job: Job) -> None:

@@ -19,15 +19,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming import remote, selftest
+from streaming import selftest
 from streaming.audio import files
-from streaming.backends.base import Loader, StepBackend, WindowBackend
+from streaming.backends.base import Loader
 from streaming.backends.stepwise import whole
 from streaming.ears import Ears
 from streaming.errors import ModelUnavailable, OpenSpeechError, Overloaded, Unsupported
 from streaming.events import Event
-from streaming.executor import Executor
+from streaming.executor import KINDS, Executor
+from streaming.meter import Meter
 from streaming.models import Catalogue, Entry
+from streaming.observer import Kind, Observer, Pulse
 from streaming.recording import RecordingSession
 from streaming.residency import Residency
 from streaming.scheduler import Job
@@ -41,6 +43,7 @@ from streaming.types import (
     Options,
     Recording,
     Samples,
+    Summary,
     Transcribed,
     WindowMode,
 )
@@ -66,10 +69,6 @@ class Plan:
     max_models: int | None = None
     max_recordings: int = 64
     max_streams: int = 256
-    runners: bool = False
-    """Every model in a process of its own."""
-    decode_timeout: float = 300.0
-    """Seconds a decode may take there."""
 
 
 class LocalEngine:
@@ -81,7 +80,9 @@ class LocalEngine:
         loaders: Mapping[str, Loader],
         detector: Callable[[], Detector],
         plan: Plan,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer or Observer()
         self._catalogue = catalogue
         self._loaders = loaders
         self._plan = plan
@@ -97,6 +98,7 @@ class LocalEngine:
             keep_alive=plan.keep_alive,
         )
         self._streams = 0
+        self._open: set[LocalStream] = set()  # of them, those that are heard
         self._recordings = 0
 
     async def open_stream(self, options: Options, after: Checkpoint | None = None) -> LocalStream:
@@ -122,6 +124,8 @@ class LocalEngine:
             if self._ears is None:
                 self._ears = Ears(detector)
             stream = LocalStream(options, executor, self._ears, detector.open(), after, stack)
+            self._open.add(stream)
+            stack.callback(self._open.discard, stream)
         except BaseException:
             await stack.aclose()
             raise
@@ -161,7 +165,7 @@ class LocalEngine:
         """See `Engine.load`."""
         entry = await asyncio.to_thread(self._catalogue.entry, model)
         executor = await self._models.load(entry.id, keep_alive=keep_alive)
-        return executor.information
+        return executor.info
 
     async def unload(self, model: str, *, force: bool = False) -> bool:
         """See `Engine.unload`."""
@@ -172,7 +176,7 @@ class LocalEngine:
         """See `Engine.loaded`."""
         return [
             replace(
-                resident.value.information,
+                resident.value.info,
                 streams=resident.leases,
                 idle_seconds=resident.idle,
                 expires_in=resident.expires_in,
@@ -183,6 +187,18 @@ class LocalEngine:
     def loading(self) -> Sequence[str]:
         """See `Engine.loading`."""
         return self._models.loading()
+
+    def pulse(self) -> Pulse:
+        """See `Engine.pulse`."""
+        waiting: dict[Kind, int] = dict.fromkeys(KINDS.values(), 0)
+        running = 0
+        for resident in self._models.snapshot():
+            scheduler = resident.value.scheduler
+            running += scheduler.running
+            for lane, kind in KINDS.items():
+                waiting[kind] += scheduler.waiting(lane)
+        lags = tuple(stream.lag for stream in self._open)
+        return Pulse(self._streams, self._recordings, waiting, running, lags)
 
     async def aclose(self) -> None:
         """See `Engine.aclose`."""
@@ -231,14 +247,8 @@ class LocalEngine:
                 f" installed are {', '.join(sorted(self._loaders))}"
             )
         device = self._plan.device
-        backend: WindowBackend | StepBackend
-        if self._plan.runners:
-            backend = await asyncio.to_thread(
-                remote.load, loader, key, path, device, self._plan.decode_timeout
-            )
-        else:
-            backend = await asyncio.to_thread(loader.load, path, device)
-        if device.kind == "cuda" and not self._plan.runners:
+        backend = await asyncio.to_thread(loader.load, path, device)
+        if device.kind == "cuda":
             try:
                 await asyncio.to_thread(selftest.check, whole(backend), key)
             except BaseException:
@@ -246,6 +256,7 @@ class LocalEngine:
                 raise
         seconds = time.monotonic() - started
         log.info("model %s loaded in %.1f s (%s)", key, seconds, entry.backend)
+        self._observer.loaded(key, seconds)
         info = ModelInfo(
             id=key,
             backend=entry.backend,
@@ -256,7 +267,7 @@ class LocalEngine:
             languages=backend.capabilities.languages,
             tasks=backend.capabilities.tasks,
         )
-        return Executor(backend, info, device.workers)
+        return Executor(backend, info, device.workers, self._observer)
 
 
 class LocalStream:
@@ -285,6 +296,7 @@ class LocalStream:
         self._error: OpenSpeechError | None = None
         self._closed = False
         self.model = executor.info.id
+        self._meter = Meter(executor.observer, self.model, options.pre_roll_ms * RATE // 1000)
         executor.attach(self._session, self._deliver, self._fail, live=True)
 
     @property
@@ -305,6 +317,7 @@ class LocalStream:
                 async with asyncio.timeout(min(1.0, len(samples) / RATE)):
                     await self._room.wait()
         self._session.receive_audio(samples)
+        self._meter.receive_audio(self._session.received, len(samples), time.monotonic())
         self._ears.listen(self._session, self._state, self._pump, self._fail)
         self._check_room()
 
@@ -356,7 +369,9 @@ class LocalStream:
         self._session.speculate = not self._executor.scheduler.crowded
         if jobs := self._session.jobs():
             self._executor.submit(jobs)
-        self._events.extend(self._session.events())
+        if events := self._session.events():
+            settled = self._session.settled()
+            self._events.extend(self._meter.receive_events(events, settled, time.monotonic()))
         if self._events or self._session.finished:
             self._news.set()
         self._check_room()
@@ -433,6 +448,7 @@ class _Reading:
                     if gulped is None:
                         session.receive_end()
                     else:
+                        self._count(gulped[0])
                         session.receive_audio(gulped[0])
                         broken = len(gulped[1]) != len(gulped[0])
                         if broken:
@@ -446,6 +462,8 @@ class _Reading:
                 if jobs := session.jobs():
                     self._executor.submit(jobs)
                 for item in session.items():
+                    if isinstance(item, Summary):
+                        self._executor.observer.spoken(item.model, 0, item.speech / RATE)
                     yield item
         finally:
             if receiving is not None:
@@ -453,6 +471,10 @@ class _Reading:
             if reading is not None:
                 with suppress(Exception):
                     await reading
+
+    def _count(self, samples: Samples) -> None:
+        executor = self._executor
+        executor.observer.heard(executor.info.id, "file", len(samples) / RATE)
 
     async def aclose(self) -> None:
         """Drop what has not run and close the file."""

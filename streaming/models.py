@@ -21,6 +21,7 @@ from typing import Literal
 from streaming import hub
 from streaming.backends.base import Capabilities, Loader
 from streaming.errors import ModelBusy, ModelUnavailable, UnknownModel, Unsupported
+from streaming.observer import Observer
 from streaming.types import RATE, Task
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ class Catalogue:
         self._implicit = DEFAULT_GPU if gpu else DEFAULT_CPU
         self._reachable = reachable or (lambda: hub.answers(self._implicit))
         self._clock = clock
+        self.observer = Observer()
+        """Hears of downloads that end."""
         self._lock = threading.RLock()  # held while the disk is read
         self._entries: dict[str, Entry] | None = None  # replaced, never changed
         self._dirty = False
@@ -507,17 +510,15 @@ class Catalogue:
                 found = hub.Download(repository, self._cache(), arrived)
                 self._running[repository] = found
                 found.done.add_done_callback(lambda _: self._running.pop(repository, None))
+                found.done.add_done_callback(
+                    lambda done: self.observer.download_ended(done.exception() is None)
+                )
                 found.start()
             return found
 
-    def stays(self, entry: Entry) -> bool:
-        """It is no download that may be deleted: built in, or given by path."""
-        return entry.id == BUILT_IN or entry.id in self._paths
-
-    @property
-    def offline(self) -> bool:
-        """Nothing is downloaded, by the settings or the hub's own variable."""
-        return self._offline
+    def downloading(self) -> int:
+        """Downloads under way."""
+        return len(self._running)
 
     def removable(self, name: str) -> Entry:
         """The model of that name, if it may be deleted; raises Unsupported for what stays, ModelBusy for what comes.

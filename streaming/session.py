@@ -49,10 +49,8 @@ INTERVAL = RATE // 5
 """New speech between partial decodes while the device is idle: 200 ms."""
 SURE = 0.8
 """Language probability of a detection that counts towards the lock."""
-STUMBLES = 2
-"""Partial decodes of an utterance that may fail before no more are asked for: what kills a recogniser does it again."""
-CONTEXT_WORDS = 24
-"""Words of scrolled-out text that a decode is told: enough for style, too few to carry a mistake far."""
+PROMPT_WORDS = 24
+"""Words of scrolled-out text that go into the prompt: enough for style, too few to carry a mistake far."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +69,7 @@ class _Utterance:
         None  # step recognisers: end of the audio heard; None: to be begun, maybe anew
     )
     begun_again: bool = False  # step recognisers: the last step failed once
-    stumbles: int = 0  # partial decodes that failed; of a step recogniser, since the last success
+    stumbles: int = 0  # step recognisers: failures since the last success
     pause: int | None = (
         None  # step recognisers: where speech may have ended; nothing after it is fed
     )
@@ -79,6 +77,8 @@ class _Utterance:
     revision: int = 0
     shown: tuple[str, str] = ("", "")
     language: str | None = None
+    words: tuple[Word, ...] = ()  # of the final, or of the guess at it
+    settled: int = 0  # words, of those committed, whose ends were handed out
     outcome: Final | Failed | None = None
     markers: list[Marker] = field(default_factory=list)  # follow this utterance's final
 
@@ -113,6 +113,7 @@ class Session:
         )  # begun, final not published; bounded by back-pressure
         self._jobs: list[Job] = []
         self._events: list[Event] = []
+        self._settled: list[int] = []
         self._ended = False
         self.finished = False
         """All that was received is in finals, and no more will come."""
@@ -164,9 +165,7 @@ class Session:
                 utterance.fed = None  # it failed: begin anew
                 utterance.stumbles += 1
                 utterance.asked = job.edge
-            elif not isinstance(job.result, Hypothesis):
-                utterance.stumbles += 1
-            elif utterance.end is None:
+            elif isinstance(job.result, Hypothesis) and utterance.end is None:
                 self._receive_partial(utterance, job, job.result)
             if self._steps and utterance.end is not None:
                 self._ask_last(utterance)
@@ -181,6 +180,11 @@ class Session:
     def events(self) -> list[Event]:
         """New events since the last call, in order."""
         taken, self._events = self._events, []
+        return taken
+
+    def settled(self) -> list[int]:
+        """Where the words end that were committed since the last call, in a partial or a final; for who measures."""
+        taken, self._settled = self._settled, []
         return taken
 
     # What the listener decides.
@@ -224,8 +228,7 @@ class Session:
             return
         utterance.guess = utterance.doubted = None
         utterance.edge = end
-        if utterance.stumbles < STUMBLES:
-            utterance.final = self._ask(utterance, Lane.SPECULATIVE, end)
+        utterance.final = self._ask(utterance, Lane.SPECULATIVE, end)
 
     def _resume(self, utterance: _Utterance) -> None:
         utterance.pause = None
@@ -277,8 +280,6 @@ class Session:
             return
         if utterance.guess is not None:
             return
-        if utterance.stumbles >= STUMBLES and not self._steps:
-            return
         edge = min(self._listener.heard, self.received)
         if self._steps:
             self._want_step(utterance, edge)
@@ -302,12 +303,12 @@ class Session:
         floor: int | None = None,
     ) -> Job:
         agreement, options = utterance.agreement, self.options
+        context = " ".join(agreement.scrolled.split(" ")[-PROMPT_WORDS:])
         decoding = Decoding(
             task=options.task,
             language=self._language or utterance.language,
             languages=options.languages,
-            prompt=options.prompt,
-            context=agreement.scrolled[-CONTEXT_WORDS:],
+            prompt=(options.prompt + context) if context.strip() else options.prompt,
             hotwords=options.hotwords,
             prefix=shifted(agreement.prefix, -agreement.trim),
             beam=options.beam or 1,
@@ -458,6 +459,7 @@ class Session:
             return
         utterance.shown = committed, tentative
         utterance.revision += 1
+        self._settle(utterance, utterance.agreement.committed)
         words = utterance.agreement.committed + utterance.agreement.tentative
         self._events.append(
             Partial(
@@ -481,6 +483,7 @@ class Session:
         # Where nothing was aligned nothing was committed either, and the text stands as it is.
         aligned = bool(result.words or agreement.committed)
         text = "".join(word.text for word in words) if aligned else result.text
+        utterance.words = words
         return Final(
             utterance.number,
             "" if evidence.silent(result) and not aligned else text,
@@ -497,11 +500,17 @@ class Session:
     def _finish(self, utterance: _Utterance, final: Final) -> None:
         utterance.outcome = final
 
+    def _settle(self, utterance: _Utterance, words: tuple[Word, ...]) -> None:
+        self._settled += [word.end for word in words[utterance.settled :]]
+        utterance.settled = max(utterance.settled, len(words))
+
     def _publish(self) -> None:
         """Finals leave in order, each followed by the markers that wait for it."""
         while self._open and self._open[0].outcome is not None:
             utterance = self._open.popleft()
             assert utterance.outcome is not None
+            if isinstance(utterance.outcome, Final):
+                self._settle(utterance, utterance.words)
             self._events.append(utterance.outcome)
             self._events.extend(utterance.markers)
         if self._ended and not self._open:

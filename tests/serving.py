@@ -22,6 +22,7 @@ from streaming.errors import OpenSpeechError
 from streaming.events import Event, Final, Marker, SpeechStarted, SpeechStopped
 from streaming.local import LocalEngine, Plan
 from streaming.models import Catalogue
+from streaming.observer import Pulse
 from streaming.types import (
     Checkpoint,
     Device,
@@ -98,6 +99,9 @@ class Talker:
 
     def loading(self) -> list[str]:
         return self.on_the_way
+
+    def pulse(self) -> Pulse:
+        return Pulse()
 
     async def aclose(self) -> None:
         pass
@@ -256,7 +260,6 @@ def with_toy(**settings: object) -> Callable[[], tuple[object, Context]]:
             "model": (f"toy={toy.build()}", f"english={toy.build(layout='en')}"),
             "offline": True,
             "device": "cpu",
-            "runners": False,
         }
         app, here = assembly.make_app(Settings(**(wanted | settings)), Device(workers=2, threads=1))  # type: ignore[arg-type]
         return app, here

@@ -1,0 +1,69 @@
+"""How late one stream's text is, counted from when its audio came in. Pure: time comes in as an argument."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import replace
+
+from streaming.events import Event, Final, Partial, SpeechStarted, SpeechStopped
+from streaming.observer import Observer
+from streaming.types import RATE
+
+ARRIVALS = 4096
+"""Messages remembered: minutes, and more than the lag at which senders are slowed down, whatever their length."""
+
+
+class Meter:
+    """One stream's. Audio that a client sends faster than it was spoken is measured from its arrival, too."""
+
+    def __init__(self, observer: Observer, model: str, pre_roll: int) -> None:
+        """`pre_roll` in samples: an utterance's audio begins so much before its speech."""
+        self._observer = observer
+        self._model = model
+        self._pre_roll = pre_roll
+        self._ends: list[int] = []  # of the messages, in samples; bounded by ARRIVALS
+        self._times: list[float] = []
+        self._began = 0  # of the utterance that was begun last
+        self._stopped: dict[
+            int, int
+        ] = {}  # where speech ended, until the final; bounded by the lag
+
+    def receive_audio(self, end: int, length: int, now: float) -> None:
+        """`length` samples came, the last of them before sample `end`."""
+        self._observer.heard(self._model, "stream", length / RATE)
+        if len(self._ends) >= ARRIVALS:
+            del self._ends[: ARRIVALS // 2], self._times[: ARRIVALS // 2]
+        self._ends.append(end)
+        self._times.append(now)
+
+    def receive_events(
+        self, events: Sequence[Event], settled: Sequence[int], now: float
+    ) -> list[Event]:
+        """The same events, the finals with their delay; `settled` are the ends of words that were committed."""
+        for end in settled:
+            self._observer.committed(self._model, now - self._arrival(end, now))
+        return [self._measured(event, now) for event in events]
+
+    def _measured(self, event: Event, now: float) -> Event:
+        match event:
+            case SpeechStarted(at=at):
+                self._began = at + self._pre_roll
+            case Partial(revision=1):
+                self._observer.first_partial(self._model, now - self._arrival(self._began, now))
+            case SpeechStopped(utterance, at):
+                self._stopped[utterance] = at
+            case Final():
+                at = self._stopped.pop(event.utterance, event.end)
+                delay = now - self._arrival(at, now)
+                self._observer.final(self._model, delay)
+                self._observer.spoken(self._model, 1, (event.end - event.start) / RATE)
+                return replace(event, timing=replace(event.timing, delay=delay))
+            case _:
+                pass
+        return event
+
+    def _arrival(self, sample: int, now: float) -> float:
+        """When the audio before `sample` was complete."""
+        at = bisect_left(self._ends, sample)
+        return self._times[at] if at < len(self._times) else now
