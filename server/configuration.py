@@ -73,6 +73,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "max_audio_seconds": (1, 1e6),
     "max_requests": (1, 1e6),
     "max_streams": (0, 1e6),
+    "max_connections": (8, 1e6),
     "max_stream_seconds": (1, 1e9),
     "stream_idle_seconds": (1, 1e6),
     "body_timeout": (0.1, 1e5),

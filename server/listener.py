@@ -1,147 +1,30 @@
-"""uvicorn with the limits it lacks: deadlines for heads, a drain that lets work end, sockets that cannot hang it."""
+"""uvicorn, stopped in order: a drain that lets work end, and no peer that holds it up."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
 import ssl
 import sys
-import uuid
 from types import FrameType
-from typing import Any
 
-import h11
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from server import errors, lan
+from server import lan
+from server.connections import MESSAGE, Http, Room, Sockets
 from server.context import Context
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-HEAD = 10.0
-"""Seconds that a request's head may take; uvicorn itself waits for ever."""
 STALL = 10.0
 """Seconds that a peer may take nothing of what is left to send, while its connection closes or the server drains."""
-SENDING = 32 * 2**10
-"""Bytes that may be on their way to a WebSocket's peer; the kernel doubles it."""
-MESSAGE = 24 * 2**20
-"""Bytes of the largest WebSocket message on any dialect; each dialect has its own limit below."""
-
-
-class _Http(H11Protocol):
-    """H11 with a deadline for the head of each request."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._arm()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.transport.get_protocol() is not self:
-            self._disarm()  # upgraded: the socket has its own deadline
-        elif self.cycle is not None and not self.cycle.response_complete:
-            self._disarm()
-        elif self._deadline is None:
-            self._arm()
-
-    def send_400_response(self, msg: str) -> None:
-        """uvicorn's answer to what is no HTTP, in the envelope; a request that was at work is over."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.close()
-            return
-        told = json.dumps(
-            errors.body("the request is no valid HTTP; send it again", code="bad_request")
-        )
-        head = [
-            ("content-type", "application/json"),
-            ("content-length", str(len(told))),
-            ("x-request-id", "req_" + uuid.uuid4().hex),
-            ("connection", "close"),
-        ]
-        for event in (
-            h11.Response(status_code=400, headers=head, reason=b"Bad Request"),
-            h11.Data(data=told.encode()),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event))
-        self.transport.close()
-
-    def _arm(self) -> None:
-        self._disarm()
-        self._deadline = self.loop.call_later(HEAD, self._expire)
-
-    def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _expire(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-
-
-class _Sockets(WebSocketsSansIOProtocol):
-    """WebSockets whose handshake has a deadline, and that never stop a shutdown."""
-
-    _heard = 0.0  # when any byte came
-    _asked = 0.0  # when a pong was last missed
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._handshake = self.loop.call_later(HEAD, self._expire)
-        # What lies in buffers cannot be replaced by anything newer, and the kernel's own would hold minutes of it.
-        transport.set_write_buffer_limits(high=SENDING // 4)
-        if (found := transport.get_extra_info("socket")) is not None:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SENDING)
-
-    def _expire(self) -> None:
-        if not self.handshake_complete:
-            self.transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._handshake.cancel()
-        super().connection_lost(exc)
-
-    def keepalive_timeout(self) -> None:
-        """No pong came: only a peer of which nothing came, and that we did read, is dead."""
-        # While we read slowly because the engine is behind, the pong lies unread behind audio.
-        if self.read_paused or self._heard > max(self._asked, self.ping_sent_at):
-            assert self.ping_timeout is not None
-            self._asked = self.loop.time()
-            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
-            return
-        super().keepalive_timeout()
-
-    def data_received(self, data: bytes) -> None:
-        self._heard = self.loop.time()
-        super().data_received(data)
-        refused = getattr(self.conn, "handshake_exc", None)
-        if not self.handshake_initiated and refused is not None:
-            # uvicorn leaves an impossible handshake unanswered for ever.
-            self.transport.write(b"".join(self.conn.data_to_send()))
-            self.transport.close()
-
-    def shutdown(self) -> None:
-        try:
-            super().shutdown()
-        except Exception:
-            log.debug("a socket did not close cleanly", exc_info=True)
-            self.transport.abort()
+UNREAD = 60.0
+"""Seconds that a peer may take nothing of an answer otherwise."""
+RESERVED = 128
+"""Descriptors left for files, models and runners."""
 
 
 class Server(uvicorn.Server):
@@ -149,6 +32,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, here: Context) -> None:
         super().__init__(config)
+        self.server_state = Room(_connections(here.settings.max_connections))
         self._here = here
         self._watching: asyncio.Task[None] | None = None
 
@@ -180,23 +64,25 @@ class Server(uvicorn.Server):
 
     async def _watch(self) -> None:
         """Aborts connections whose peer reads nothing: neither a close nor a drain waits for them."""
-        seen: dict[object, tuple[int, float]] = {}
+        seen: dict[object, tuple[int, int, float]] = {}
         clock = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(STALL / 10)
-            alive: dict[object, tuple[int, float]] = {}
+            await asyncio.sleep(min(STALL, UNREAD) / 10)
+            alive: dict[object, tuple[int, int, float]] = {}
             for connection in list(self.server_state.connections):
                 transport: asyncio.Transport = connection.transport
                 left = transport.get_write_buffer_size()
-                if not left or not (self._here.draining or transport.is_closing()):
+                if not left:
                     continue
-                before, since = seen.get(connection, (left + 1, clock()))
-                if left < before:
+                taken: int = getattr(connection, "taken", 0)
+                before, caught_up, since = seen.get(connection, (left + 1, taken, clock()))
+                patience = STALL if self._here.draining or transport.is_closing() else UNREAD
+                if left < before or taken > caught_up:
                     since = clock()
-                elif clock() - since >= STALL:
+                elif clock() - since >= patience:
                     log.info("a peer reads nothing; its connection is cut")
                     transport.abort()
-                alive[connection] = (left, since)
+                alive[connection] = (left, taken, since)
             seen = alive
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -228,8 +114,8 @@ def serve(app: Starlette, here: Context, settings: Settings) -> int:
         app,
         host=settings.host,
         port=settings.port,
-        http=_Http,
-        ws=_Sockets,
+        http=Http,
+        ws=Sockets,
         ws_max_size=MESSAGE,
         ws_per_message_deflate=False,
         ws_ping_interval=20,
@@ -249,6 +135,31 @@ def serve(app: Starlette, here: Context, settings: Settings) -> int:
     server = Server(config, here)
     server.run()
     return 0 if server.started else 1
+
+
+def _connections(wanted: int) -> int:
+    """How many connections may be open: as many as wanted, or as descriptors last."""
+    try:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        enough = wanted + 2 * RESERVED
+        if soft != resource.RLIM_INFINITY and soft < enough:
+            soft = enough if hard == resource.RLIM_INFINITY else min(enough, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    except (ImportError, OSError, ValueError):  # no such limits here, or none of ours to raise
+        return wanted
+    if soft == resource.RLIM_INFINITY or soft >= wanted + RESERVED:
+        return wanted
+    found = max(8, soft - RESERVED)
+    log.warning(
+        "the system allows %d descriptors, so at most %d connections are taken instead of %d;"
+        " raise it with ulimit -n",
+        soft,
+        found,
+        wanted,
+    )
+    return found
 
 
 def _unusable(settings: Settings) -> str | None:

@@ -107,6 +107,9 @@ class Settings:
     max_requests: Annotated[int, "limits", "recordings at work or waiting; 503 beyond"] = 64
     max_streams: Annotated[int, "limits", "live streams; refused beyond"] = 256
     realtime_minutes: Annotated[float, "limits", "longest OpenAI Realtime session"] = 60.0
+    max_connections: Annotated[
+        int, "limits", "connections at a time; one that says nothing makes room, else 503"
+    ] = 4096
     max_stream_seconds: Annotated[
         float, "limits", "seconds a live stream may last by the clock; closed with 1008 beyond"
     ] = 24 * 3600.0

@@ -14,8 +14,9 @@ import uvicorn
 
 from server import assembly
 from server.app import create_app
+from server.connections import MESSAGE, Http, Sockets
 from server.context import Context
-from server.listener import MESSAGE, Server, _Http, _Sockets
+from server.listener import Server
 from server.settings import Settings
 from streaming.backends import loaders
 from streaming.errors import OpenSpeechError
@@ -205,8 +206,8 @@ def stoppable(
             config = uvicorn.Config(
                 app,  # type: ignore[arg-type]
                 port=port,
-                http=_Http,
-                ws=_Sockets,
+                http=Http,
+                ws=Sockets,
                 ws_max_size=MESSAGE,
                 ws_per_message_deflate=False,
                 ws_ping_interval=ping,

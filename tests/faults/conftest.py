@@ -18,7 +18,7 @@ import pytest
 from tests.faults.process import Control, Process, serving, until
 
 SHORT = {
-    "server.listener.HEAD": 3.0,
+    "server.connections.HEAD": 3.0,
     "server.listener.STALL": 2.0,
     "server.sockets.STALL": 3.0,
 }

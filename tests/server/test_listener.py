@@ -14,7 +14,7 @@ import httpx2
 import pytest
 import websockets
 
-from server import listener
+from server import connections, listener
 from streaming.types import RATE, Checkpoint, Options, Recording, Segment, Transcribed
 from tests.fakes import tone, wav
 from tests.serving import Talker, running, with_engine
@@ -22,7 +22,7 @@ from tests.serving import Talker, running, with_engine
 
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(listener, "HEAD", 1.0)
+    monkeypatch.setattr(connections, "HEAD", 1.0)
     with running(with_engine(Talker())) as url:
         yield url
 
