@@ -17,8 +17,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from server import (
     asr,
@@ -113,11 +114,30 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
         lifespan=lifespan or _nothing,
     )
     app.router.redirect_slashes = False
+    app.router.default = _nowhere
     app.state.context = here
     app.state.keys = keys
     app.state.secrets = realtime.Secrets()
     app.state.openapi = openapi.document(ENDPOINTS, transcriptions.SCHEMAS)
     return app
+
+
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    """Where no route leads; told to a WebSocket's handshake too."""
+    if scope["type"] == "http":
+        raise HTTPException(404)
+    socket = WebSocket(scope, receive, send)
+    await socket.receive()
+    sockets_here = ", ".join(
+        each.path for each in socket.app.routes if isinstance(each, WebSocketRoute)
+    )
+    await socket.send_denial_response(
+        errors.problem(
+            404,
+            f"there is no WebSocket at {scope['path'][:200]}; there is one at {sockets_here}",
+            code="unknown_url",
+        )
+    )
 
 
 @asynccontextmanager
@@ -175,6 +195,15 @@ class _Guarded:
             return await errors.on_crash(request, error)
 
 
+_AMBIGUOUS = errors.problem(
+    400,
+    "the request has both Content-Length and Transfer-Encoding; send one of them",
+    code="bad_request",
+    headers={"connection": "close"},
+)
+"""What a proxy before us may take for another request than we do is refused (RFC 9112, 6.1)."""
+
+
 class _Surroundings:
     """Pure ASGI: the request id, the size and patience for bodies, security headers, the access log."""
 
@@ -191,6 +220,8 @@ class _Surroundings:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Files here are small and served whole: a server may ignore Range, whatever it says (RFC 9110, 14.2).
+        scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
         started = time.monotonic()
         request_id = "req_" + uuid.uuid4().hex
         token = logs.request_id.set(request_id)
@@ -210,8 +241,13 @@ class _Surroundings:
             await send(message)
 
         body = _Body(scope, receive, self._limit, self._patience)
+        app = (
+            _AMBIGUOUS
+            if {b"content-length", b"transfer-encoding"} <= {*dict(scope["headers"])}
+            else self._app
+        )
         try:
-            await self._app(scope, body.receive, send_with_headers)
+            await app(scope, body.receive, send_with_headers)
         finally:
             took = time.monotonic() - started
             if scope["path"] not in QUIET:

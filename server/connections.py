@@ -17,6 +17,7 @@ from h11._connection import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.exceptions import SecurityError
 from websockets.frames import Frame
 
 from server import errors
@@ -307,6 +308,8 @@ class Sockets(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         """ASGI's."""
         await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True  # refused; uvicorn would take it for forgotten
         if self._unread:
             self._pace()
 
@@ -321,7 +324,15 @@ class Sockets(WebSocketsSansIOProtocol):
         refused = getattr(self.conn, "handshake_exc", None)
         if not self.handshake_initiated and refused is not None:
             # uvicorn leaves an impossible handshake unanswered for ever.
-            self.transport.write(b"".join(self.conn.data_to_send()))
+            cause = refused.__cause__ or refused
+            large = isinstance(cause, SecurityError)
+            why = (
+                "has a head that is too large" if large else f"cannot be taken: {str(cause)[:200]}"
+            )
+            told = errors.body(
+                f"the handshake {why}", code="head_too_large" if large else "bad_request"
+            )
+            self.transport.write(_answer(431 if large else 400, told))
             self.transport.close()
 
     def handle_ping(self) -> None:
