@@ -113,6 +113,8 @@ def plan(settings: Settings, where: Device) -> Plan:
         settings.max_models,
         settings.max_requests,
         settings.max_streams,
+        settings.runners and os.name == "posix",
+        settings.decode_timeout,
     )
 
 

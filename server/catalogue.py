@@ -39,6 +39,8 @@ class Model(msgspec.Struct):
     aliases: list[str] = []
     alias_of: str | None = None
     """For an alias: the model behind it."""
+    removable: bool = False
+    """It is a download that may be deleted here."""
 
 
 class Models(msgspec.Struct):
@@ -65,10 +67,10 @@ async def models(request: Request) -> Response:
     default = here.catalogue.default.id
     shown = [each for each in entries if everything or each.downloaded or each.id == default]
     ids = {each.id for each in shown}
-    rows = [_model(each, each.id, loaded) for each in shown]
+    rows = [_model(each, each.id, loaded, here.catalogue.stays(each)) for each in shown]
     for entry in shown:
         wanted = [alias for alias in entry.aliases if alias not in ids]
-        rows += [_model(entry, alias, loaded) for alias in wanted]
+        rows += [_model(entry, alias, loaded, True) for alias in wanted]
     return JSONResponse({"object": "list", "data": [_builtins(row) for row in rows]})
 
 
@@ -87,7 +89,7 @@ async def model(request: Request) -> Response:
             code="model_not_found",
         )
     loaded = {each.id for each in here.engine.loaded()}
-    return JSONResponse(_builtins(_model(entry, name, loaded)))
+    return JSONResponse(_builtins(_model(entry, name, loaded, here.catalogue.stays(entry))))
 
 
 async def download(request: Request) -> Response:
@@ -126,7 +128,7 @@ def _published(entry: Entry, entries: list[Entry]) -> bool:
     return any(each.id == entry.id for each in entries)
 
 
-def _model(entry: Entry, name: str, loaded: set[str]) -> Model:
+def _model(entry: Entry, name: str, loaded: set[str], stays: bool) -> Model:
     languages = list(entry.capabilities.languages)
     alias = name != entry.id
     return Model(
@@ -143,6 +145,7 @@ def _model(entry: Entry, name: str, loaded: set[str]) -> Model:
         licence=entry.licence,
         aliases=[] if alias else list(entry.aliases),
         alias_of=entry.id if alias else None,
+        removable=entry.downloaded and not alias and not stays,
     )
 
 

@@ -78,6 +78,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "stream_idle_seconds": (1, 1e6),
     "body_timeout": (0.1, 1e5),
     "drain_seconds": (0, 1e5),
+    "decode_timeout": (1, 1e5),
 }
 """Least and most of numbers; of those not listed 0 and a milliard."""
 COMPUTE_TYPES = (

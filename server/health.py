@@ -23,6 +23,8 @@ class Health(msgspec.Struct):
     backend: str
     loaded: list[str]
     """Models in memory."""
+    offline: bool
+    """Models cannot be downloaded: the server was told never to touch the network."""
     notice: str | None = None
     """What an operator should know, such as that the built-in recogniser stands in for the default model."""
 
@@ -50,6 +52,7 @@ async def health(request: Request) -> Response:
         default.id,
         default.backend,
         [model.id for model in here.engine.loaded()],
+        here.catalogue.offline,
         here.catalogue.notice or here.notice,
     )
     return JSONResponse(msgspec.to_builtins(found), 503 if here.draining else 200)

@@ -40,6 +40,10 @@ class Loaded(msgspec.Struct):
     expires_in: float | None
     """Seconds until it is unloaded; null: while in use, or never."""
     load_seconds: float
+    process: int | None
+    """Its process, where it has one of its own."""
+    restarts: int
+    """Times that process died and was replaced."""
 
 
 class Running(msgspec.Struct):
@@ -237,6 +241,8 @@ def _loaded(info: ModelInfo) -> Loaded:
         round(info.idle_seconds, 3),
         None if info.expires_in is None else round(info.expires_in, 3),
         round(info.load_seconds, 3),
+        info.pid,
+        info.restarts,
     )
 
 

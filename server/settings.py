@@ -84,6 +84,14 @@ class Settings:
         None
     )
     threads: Annotated[int | None, "recognition", "CPU threads a decode; default by cores"] = None
+    runners: Annotated[
+        bool,
+        "recognition",
+        "every model in a process of its own, which is replaced if it dies or hangs",
+    ] = True
+    decode_timeout: Annotated[
+        float, "recognition", "seconds a decode may take; then its process is taken for hung"
+    ] = 300.0
     window: Annotated[
         Literal["auto", "short", "full"], "recognition", "length of Whisper's windows"
     ] = "auto"

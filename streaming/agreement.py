@@ -50,9 +50,9 @@ class Agreement:
         return max(self.trim, self.committed[-1].end) if self.committed else self.trim
 
     @property
-    def scrolled(self) -> str:
-        """Committed text before the window: context for the recogniser."""
-        return "".join(word.text for word in self.committed if word.start < self.trim)
+    def scrolled(self) -> tuple[Word, ...]:
+        """Committed words before the window: context for the recogniser."""
+        return tuple(word for word in self.committed if word.start < self.trim)
 
     def receive_hypothesis(
         self, words: Sequence[Word], edge: int, *, at_end: bool = False, trusted: bool = True

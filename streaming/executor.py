@@ -10,11 +10,13 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from streaming.backends.base import Hypothesis, Step, StepBackend, StepResult, Window, WindowBackend
 from streaming.backends.stepwise import Steps, whole
 from streaming.errors import BackendError, ModelGone, OpenSpeechError
 from streaming.observer import Kind, Observer
+from streaming.remote import RemoteBackend
 from streaming.scheduler import Batch, Job, Lane, Scheduler
 from streaming.types import ModelInfo
 
@@ -40,6 +42,7 @@ class Executor:
         workers: int,
         observer: Observer | None = None,
     ) -> None:
+        self._given = backend
         self.backend = whole(backend)
         self._steps = Steps(backend) if isinstance(backend, StepBackend) else None
         self.info = info
@@ -49,6 +52,13 @@ class Executor:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=f"decode {info.id}")
         self._loop = asyncio.get_running_loop()
         self._closed = False
+
+    @property
+    def information(self) -> ModelInfo:
+        """What `info` says, and its process now."""
+        if not isinstance(self._given, RemoteBackend):
+            return self.info
+        return replace(self.info, pid=self._given.pid, restarts=self._given.restarts)
 
     def attach(self, owner: Hashable, deliver: Deliver, fail: Fail, *, live: bool) -> None:
         """From now on `deliver` is called, on the loop, with every finished job of `owner`.
@@ -96,6 +106,8 @@ class Executor:
             for owner, (_, fail) in list(self._owners.items()):
                 self.scheduler.cancel(owner)
                 fail(gone)
+            if isinstance(self._given, RemoteBackend):
+                self._given.interrupt()
         await asyncio.to_thread(self._pool.shutdown, wait=True)
         await asyncio.to_thread(self.backend.close)
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming import selftest
+from streaming import remote, selftest
 from streaming.audio import files
-from streaming.backends.base import Loader
+from streaming.backends.base import Loader, StepBackend, WindowBackend
 from streaming.backends.stepwise import whole
 from streaming.ears import Ears
 from streaming.errors import ModelUnavailable, OpenSpeechError, Overloaded, Unsupported
@@ -69,6 +69,10 @@ class Plan:
     max_models: int | None = None
     max_recordings: int = 64
     max_streams: int = 256
+    runners: bool = False
+    """Every model in a process of its own."""
+    decode_timeout: float = 300.0
+    """Seconds a decode may take there."""
 
 
 class LocalEngine:
@@ -165,7 +169,7 @@ class LocalEngine:
         """See `Engine.load`."""
         entry = await asyncio.to_thread(self._catalogue.entry, model)
         executor = await self._models.load(entry.id, keep_alive=keep_alive)
-        return executor.info
+        return executor.information
 
     async def unload(self, model: str, *, force: bool = False) -> bool:
         """See `Engine.unload`."""
@@ -176,7 +180,7 @@ class LocalEngine:
         """See `Engine.loaded`."""
         return [
             replace(
-                resident.value.info,
+                resident.value.information,
                 streams=resident.leases,
                 idle_seconds=resident.idle,
                 expires_in=resident.expires_in,
@@ -247,8 +251,14 @@ class LocalEngine:
                 f" installed are {', '.join(sorted(self._loaders))}"
             )
         device = self._plan.device
-        backend = await asyncio.to_thread(loader.load, path, device)
-        if device.kind == "cuda":
+        backend: WindowBackend | StepBackend
+        if self._plan.runners:
+            backend = await asyncio.to_thread(
+                remote.load, loader, key, path, device, self._plan.decode_timeout
+            )
+        else:
+            backend = await asyncio.to_thread(loader.load, path, device)
+        if device.kind == "cuda" and not self._plan.runners:
             try:
                 await asyncio.to_thread(selftest.check, whole(backend), key)
             except BaseException:

@@ -520,6 +520,15 @@ class Catalogue:
         """Downloads under way."""
         return len(self._running)
 
+    def stays(self, entry: Entry) -> bool:
+        """It is no download that may be deleted: built in, or given by path."""
+        return entry.id == BUILT_IN or entry.id in self._paths
+
+    @property
+    def offline(self) -> bool:
+        """Nothing is downloaded, by the settings or the hub's own variable."""
+        return self._offline
+
     def removable(self, name: str) -> Entry:
         """The model of that name, if it may be deleted; raises Unsupported for what stays, ModelBusy for what comes.
 

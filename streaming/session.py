@@ -49,8 +49,10 @@ INTERVAL = RATE // 5
 """New speech between partial decodes while the device is idle: 200 ms."""
 SURE = 0.8
 """Language probability of a detection that counts towards the lock."""
-PROMPT_WORDS = 24
-"""Words of scrolled-out text that go into the prompt: enough for style, too few to carry a mistake far."""
+STUMBLES = 2
+"""Partial decodes of an utterance that may fail before no more are asked for: what kills a recogniser does it again."""
+CONTEXT_WORDS = 24
+"""Words of scrolled-out text that a decode is told: enough for style, too few to carry a mistake far."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +71,7 @@ class _Utterance:
         None  # step recognisers: end of the audio heard; None: to be begun, maybe anew
     )
     begun_again: bool = False  # step recognisers: the last step failed once
-    stumbles: int = 0  # step recognisers: failures since the last success
+    stumbles: int = 0  # partial decodes that failed; of a step recogniser, since the last success
     pause: int | None = (
         None  # step recognisers: where speech may have ended; nothing after it is fed
     )
@@ -165,7 +167,9 @@ class Session:
                 utterance.fed = None  # it failed: begin anew
                 utterance.stumbles += 1
                 utterance.asked = job.edge
-            elif isinstance(job.result, Hypothesis) and utterance.end is None:
+            elif not isinstance(job.result, Hypothesis):
+                utterance.stumbles += 1
+            elif utterance.end is None:
                 self._receive_partial(utterance, job, job.result)
             if self._steps and utterance.end is not None:
                 self._ask_last(utterance)
@@ -228,7 +232,8 @@ class Session:
             return
         utterance.guess = utterance.doubted = None
         utterance.edge = end
-        utterance.final = self._ask(utterance, Lane.SPECULATIVE, end)
+        if utterance.stumbles < STUMBLES:
+            utterance.final = self._ask(utterance, Lane.SPECULATIVE, end)
 
     def _resume(self, utterance: _Utterance) -> None:
         utterance.pause = None
@@ -280,6 +285,8 @@ class Session:
             return
         if utterance.guess is not None:
             return
+        if utterance.stumbles >= STUMBLES and not self._steps:
+            return
         edge = min(self._listener.heard, self.received)
         if self._steps:
             self._want_step(utterance, edge)
@@ -303,12 +310,12 @@ class Session:
         floor: int | None = None,
     ) -> Job:
         agreement, options = utterance.agreement, self.options
-        context = " ".join(agreement.scrolled.split(" ")[-PROMPT_WORDS:])
         decoding = Decoding(
             task=options.task,
             language=self._language or utterance.language,
             languages=options.languages,
-            prompt=(options.prompt + context) if context.strip() else options.prompt,
+            prompt=options.prompt,
+            context=agreement.scrolled[-CONTEXT_WORDS:],
             hotwords=options.hotwords,
             prefix=shifted(agreement.prefix, -agreement.trim),
             beam=options.beam or 1,

@@ -174,6 +174,10 @@ class ModelInfo:
     """Seconds until it is unloaded if nobody uses it; None: never."""
     languages: tuple[str, ...] = ()
     tasks: tuple[Task, ...] = ("transcribe",)
+    pid: int | None = None
+    """Its process, where it has one of its own."""
+    restarts: int = 0
+    """Times that process died and was replaced."""
 
 
 @dataclass(frozen=True, slots=True)

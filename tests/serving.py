@@ -261,6 +261,7 @@ def with_toy(**settings: object) -> Callable[[], tuple[object, Context]]:
             "model": (f"toy={toy.build()}", f"english={toy.build(layout='en')}"),
             "offline": True,
             "device": "cpu",
+            "runners": False,
         }
         app, here = assembly.make_app(Settings(**(wanted | settings)), Device(workers=2, threads=1))  # type: ignore[arg-type]
         return app, here

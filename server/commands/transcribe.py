@@ -33,7 +33,8 @@ async def _run(settings: Settings, given: dict[str, Any]) -> int:
     notice = await asyncio.to_thread(catalogue.settle)
     if notice and not given["model_name"]:
         print(f"open-speech: {notice}", file=sys.stderr)
-    engine = assembly.make_engine(settings, catalogue, where)
+    # One file and then the end: a process that outlives a crash would help nobody.
+    engine = assembly.make_engine(replace(settings, runners=False), catalogue, where)
     failed = False
     try:
         for at, name in enumerate(given["files"]):

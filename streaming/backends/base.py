@@ -51,6 +51,8 @@ class Decoding:
     languages: tuple[str, ...] = ()
     prompt: str = ""
     """Goes before the text, cut on the left to what the model takes."""
+    context: tuple[Word, ...] = ()
+    """What was said just before the window; follows the prompt, with which it shares that room."""
     hotwords: tuple[str, ...] = ()
     prefix: tuple[Word, ...] = ()
     """Words the text must begin with; they come back as the first words."""
@@ -184,6 +186,10 @@ class Loader(Protocol):
 
     def inspect(self, path: Path) -> Capabilities | None:
         """What the weights at `path` can do, without loading them; None if they are not this backend's."""
+        ...
+
+    def key(self, window: Window) -> Hashable:
+        """As `WindowBackend.key`, known without the weights: who schedules a model need not hold it."""
         ...
 
     def load(self, path: Path, device: Device) -> WindowBackend | StepBackend:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming.backends import whisper_weights
-from streaming.backends.base import Capabilities, Hypothesis, Window
+from streaming.backends.base import Capabilities, Decoding, Hypothesis, Window
 from streaming.errors import BackendError, ModelUnavailable
 from streaming.types import RATE, Device, Token, Word
 
@@ -59,17 +59,8 @@ class FasterWhisper:
         self._cuda = model.model.device == "cuda"
 
     def key(self, window: Window) -> Hashable:
-        """Padded length, beam, temperature, place of `<|startoftranscript|>`."""
-        decoding = window.decoding
-        if decoding.task == "detect":
-            return _padded(len(window.samples), decoding.floor), "detect"
-        return (
-            _padded(len(window.samples), decoding.floor),
-            decoding.beam,
-            decoding.temperature,
-            decoding.anchored,
-            len(self._text.context(decoding.prompt, decoding.hotwords)),
-        )
+        """See `key`."""
+        return key(window)
 
     def decode(self, windows: Sequence[Window]) -> list[Hypothesis]:
         """See `WindowBackend.decode`."""
@@ -117,7 +108,7 @@ class FasterWhisper:
         prefixes = [text.prefix(decoding.prefix) for decoding in decodings]
         prompts = [
             [
-                *text.context(decoding.prompt, decoding.hotwords),
+                *text.before(decoding),
                 *start,
                 *([] if decoding.anchored else [text.no_timestamps]),
             ]
@@ -258,6 +249,23 @@ class FasterWhisper:
         return found
 
 
+def key(window: Window) -> Hashable:
+    """Padded length, beam, temperature, and what makes the place of `<|startoftranscript|>`: one prompt, and context of
+    one length."""
+    decoding = window.decoding
+    if decoding.task == "detect":
+        return _padded(len(window.samples), decoding.floor), "detect"
+    return (
+        _padded(len(window.samples), decoding.floor),
+        decoding.beam,
+        decoding.temperature,
+        decoding.anchored,
+        decoding.prompt.strip(),
+        decoding.hotwords,
+        sum(len(word.tokens) for word in decoding.context),
+    )
+
+
 class _Text:
     """Tokens to text and back, for one model."""
 
@@ -279,7 +287,7 @@ class _Text:
         """The first token that is not text."""
         self.suppressed = [each for each in get_suppressed_tokens(plain, [-1]) if each is not None]
         self._bytes = _byte_decoder()
-        self.context = lru_cache(maxsize=1024)(self._context)
+        self._told = lru_cache(maxsize=1024)(self._encoded)
 
     def start(self, language: str, task: str) -> list[int]:
         """`<|startoftranscript|>`, then language and task if the model knows any."""
@@ -345,15 +353,20 @@ class _Text:
             edge, at = finish, at + len(pieces)
         return tuple(found), marked
 
-    def _context(self, prompt: str, hotwords: tuple[str, ...]) -> tuple[int, ...]:
-        """`<|startofprev|>`, hotwords, prompt; empty if there is neither."""
-        tokens: list[int] = []
-        if hotwords:
-            tokens += self._plain.encode(" " + ", ".join(hotwords))[: LONGEST_PROMPT // 2]
-        if prompt.strip():
-            told = self._plain.encode(" " + prompt.strip())
-            tokens += told[-(LONGEST_PROMPT - len(tokens)) :]
+    def before(self, decoding: Decoding) -> tuple[int, ...]:
+        """`<|startofprev|>`, hotwords, prompt, context; empty if there is none of them."""
+        hotwords, prompt = self._told(decoding.prompt.strip(), decoding.hotwords)
+        said = tuple(token for word in decoding.context for token in word.tokens)
+        room = LONGEST_PROMPT - len(hotwords)
+        tokens = hotwords + (prompt + said)[-room:]
         return (self._plain.sot_prev, *tokens) if tokens else ()
+
+    def _encoded(
+        self, prompt: str, hotwords: tuple[str, ...]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        listed = self._plain.encode(" " + ", ".join(hotwords)) if hotwords else []
+        told = self._plain.encode(" " + prompt) if prompt else []
+        return tuple(listed[: LONGEST_PROMPT // 2]), tuple(told)
 
     def _piece(self, token: int) -> bytes:
         """The bytes of one token."""
@@ -371,6 +384,10 @@ class _Loader:
         """See `Loader.inspect`."""
         layout = whisper_weights.layout(path)
         return None if layout is None else whisper_weights.capabilities(layout)
+
+    def key(self, window: Window) -> Hashable:
+        """See `Loader.key`."""
+        return key(window)
 
     def load(self, path: Path, device: Device) -> FasterWhisper:
         """See `Loader.load`."""

@@ -248,6 +248,10 @@ class _Loader:
         del path
         return CAPABILITIES if find_spec("pocketsphinx") is not None else None
 
+    def key(self, window: Window) -> Hashable:
+        """See `Loader.key`."""
+        return len(window.samples)
+
     def load(self, path: Path, device: Device) -> PocketSphinx:
         """See `Loader.load`."""
         if find_spec("pocketsphinx") is None:

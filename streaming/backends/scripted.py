@@ -153,6 +153,10 @@ class _Loader:
             return None
         return STEPS if _steps(path) else CAPABILITIES
 
+    def key(self, window: Window) -> Hashable:
+        """See `Loader.key`."""
+        return window.decoding.temperature
+
     def load(self, path: Path, device: Device) -> ScriptedBackend | ScriptedSteps:
         """Needs nothing."""
         del device

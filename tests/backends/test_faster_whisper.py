@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,17 +153,29 @@ def test_a_prefix_comes_back_word_for_word(large: FasterWhisper) -> None:
     assert held.text.startswith(" Bananas")
 
 
-def test_prompts_and_hotwords_are_taken_and_batch_by_length(model: FasterWhisper) -> None:
+def test_prompts_hotwords_and_context_are_taken_and_batch_by_length(model: FasterWhisper) -> None:
     line = lines()[0]
-    plain = Window(line.samples, Decoding(language="en"))
-    told = Window(line.samples, Decoding(language="en", prompt="It was a large night."))
-    assert model.key(plain) != model.key(told)
-    assert word_errors(line.text, model.decode([told])[0].text) <= 2
-    warned = Window(
-        line.samples, Decoding(language="en", hotwords=("soldier", "window"), prompt="x" * 5000)
-    )
-    assert model.key(warned)[-1] == 224  # type: ignore[index]
+
+    def told(**how: Any) -> Window:
+        return Window(line.samples, Decoding(language="en", **how))
+
+    def places(window: Window) -> int:
+        return len(model._text.before(window.decoding))
+
+    prompted = told(prompt="It was a large night.")
+    assert model.key(told()) != model.key(prompted)
+    assert word_errors(line.text, model.decode([prompted])[0].text) <= 2
+    warned = told(hotwords=("soldier", "window"), prompt="x" * 5000)
+    assert places(warned) == 224
     model.decode([warned])
+
+    said = model.decode([told(align=True)])[0].words
+    one, other = told(context=said[:1]), told(context=said[1:2])
+    assert len(said[0].tokens) == len(said[1].tokens)
+    assert model.key(one) == model.key(other)
+    assert places(one) == places(other) == 1 + len(said[0].tokens)
+    assert word_errors(line.text, model.decode([one, other])[0].text) <= 2
+    assert places(told(prompt="y" * 5000, context=said)) == 224
 
 
 def test_silence_and_noise_are_known_for_what_they_are(large: FasterWhisper) -> None:

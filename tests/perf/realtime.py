@@ -1,10 +1,13 @@
 """Latency of OpenAI's dialect, through OpenAI's client, against the native one, in one run.
 
-    python tests/perf/realtime.py [--scripted] [--rounds 3] [--sessions 1]
+    python tests/perf/realtime.py [--scripted] [--rounds 3] [--sentences 6] [--sessions 1]
 
-Plays sentences of the fixture as a microphone would, 20 ms at a time, to both dialects in turn. Prints, from the moment
-each word was spoken to its end, when it was first told for good (delta), and from the end of the last word when the
-turn was complete. With --scripted the recogniser costs nothing, so that what is left is the dialects. With --sessions N, so many Realtime sessions at once, with their word errors.
+Plays sentences of the fixture as a microphone would, 20 ms at a time, to both dialects of a server in a process of its
+own: the same sentence to both at the same time, half a message apart and first one ahead and then the other, so that
+whatever slows the machine slows both. Prints, from the moment each word was spoken to its end, when it was first told
+for good (delta), and from the end of the last word when the turn was complete. A sentence takes about five seconds.
+With --scripted the recogniser costs nothing, so that what is left is the dialects. With --sessions N, so many Realtime
+sessions at once, with their word errors.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ import websockets
 from streaming.types import Samples
 from tests.drive import speak
 from tests.fakes import Line, lines, pcm, silence, word_errors
-from tests.serving import running, with_scripted, with_toy
+from tests.processes import serving
 
 STEP = 0.02
 PAUSE = 1.2
@@ -173,60 +176,76 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sentences", type=int, default=6)
     parser.add_argument("--sessions", type=int, default=1)
+    parser.add_argument("--rate", type=int, nargs="+", default=[24000, 16000])
     given = parser.parse_args()
     spoken = (
         scripted_sentences(given.sentences) if given.scripted else list(lines()[: given.sentences])
     )
-    ways = {
-        "native, 16 kHz": (native, 16000),
-        "native, 24 kHz": (native, 24000),
-        "Realtime, openai SDK, 16 kHz": (realtime, 16000),
-        "Realtime, openai SDK, 24 kHz": (realtime, 24000),
-    }
-    tables = {name: Table() for name in ways}
     head = (
-        f"{'':34}{'delta':>18}{'completed':>18}{'word':>9}\n{'ms':34}" + f"{'P50':>9}{'P95':>9}" * 2
+        f"{'':34}{'delta':>18}{'completed':>18}{'word':>9}\n{'ms':34}"
+        + f"{'P50':>9}{'P95':>9}" * 2
+        + f"{'errors':>9}"
     )
-    with running(with_scripted() if given.scripted else with_toy()) as url:
-
-        async def one_by_one() -> None:
-            for number in range(given.rounds + 1):
-                for line in spoken if number else spoken[:1]:  # the first round warms up
-                    # One alone, and then the next: what slows the machine for a while slows all.
-                    for name, (way, rate) in ways.items():
-                        heard = await way(url, line, rate)
-                        if number:
-                            tables[name].add(line, heard)
-
-        async def together() -> Table:
-            table = Table()
-            chosen = [lines()[number % 24] for number in range(given.sessions)]
-            for line, heard in zip(
-                chosen,
-                await asyncio.gather(*(realtime(url, line, 24000) for line in chosen)),
-                strict=True,
-            ):
-                table.add(line, heard)
-            return table
-
+    with serving("--log-level", "warning", scripted=given.scripted) as server:
         if given.sessions > 1:
-            asyncio.run(together())  # warms up
-            found = asyncio.run(together())
-            print(
-                f"{head}{'errors':>9}\n{found.row(f'{given.sessions} Realtime sessions at once')}"
-            )
+            asyncio.run(together(server.url, given.sessions))  # warms up
+            table = asyncio.run(together(server.url, given.sessions))
+            print(f"{head}\n{table.row(f'{given.sessions} Realtime sessions at once')}")
             return
-        asyncio.run(one_by_one())
-    print(f"{head}{'errors':>9}")
+        tables = asyncio.run(in_pairs(server.url, spoken, given.rounds, given.rate))
+    print(head)
     for name, table in tables.items():
         print(table.row(name))
-    for rate in ("16 kHz", "24 kHz"):
-        ours, theirs = tables[f"native, {rate}"], tables[f"Realtime, openai SDK, {rate}"]
+    for rate in given.rate:
+        ours, theirs = (tables[f"{way}, {rate} Hz"] for way in WAYS)
         delta = statistics.median(theirs.deltas) - statistics.median(ours.deltas)
         whole = statistics.median(theirs.completed) - statistics.median(ours.completed)
         print(
-            f"difference at {rate}, P50: delta {delta * 1000:+.1f} ms, completed {whole * 1000:+.1f} ms"
+            f"difference at {rate} Hz, P50: delta {delta * 1000:+.1f} ms, completed {whole * 1000:+.1f} ms"
         )
+
+
+async def in_pairs(url: str, spoken: list[Line], rounds: int, rates: list[int]) -> dict[str, Table]:
+    """Every sentence to both dialects, `rounds` times."""
+    tables = {f"{name}, {rate} Hz": Table() for rate in rates for name in WAYS}
+
+    async def later(number: int, way: Way, line: Line, rate: int) -> Heard:
+        await asyncio.sleep(number * STEP / 2)
+        return await way(url, line, rate)
+
+    total, done = rounds * len(spoken) * len(rates), 0
+    for number in range(rounds + 1):
+        for line in spoken if number else spoken[:1]:  # the first round warms up
+            for rate in rates if number else rates[:1]:
+                order = list(WAYS.items())[:: 1 if number % 2 else -1]
+                heard = await asyncio.gather(
+                    *(later(at, way, line, rate) for at, (_, way) in enumerate(order))
+                )
+                if number == 0:
+                    continue
+                for (name, _), each in zip(order, heard, strict=True):
+                    tables[f"{name}, {rate} Hz"].add(line, each)
+                done += 1
+                print(f"\r{done} of {total} pairs ", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return tables
+
+
+async def together(url: str, sessions: int) -> Table:
+    """Many sessions at once."""
+    table = Table()
+    chosen = [lines()[number % 24] for number in range(sessions)]
+    for line, heard in zip(
+        chosen,
+        await asyncio.gather(*(realtime(url, line, 24000) for line in chosen)),
+        strict=True,
+    ):
+        table.add(line, heard)
+    return table
+
+
+Way = Callable[[str, Line, int], Coroutine[Any, Any, Heard]]
+WAYS: dict[str, Way] = {"native": native, "Realtime, openai SDK": realtime}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import { Problem, upload } from "./server.js";
 import { explain } from "./problems.js";
-import { copy, download, menu, short, words } from "./transcript.js";
+import { confidence, copy, download, menu, short, words } from "./transcript.js";
 
 /** How often a recording is tried again by itself while the server is busy. */
 const PATIENCE = 5;
@@ -40,11 +40,9 @@ export class Files {
   }
 
   add(files) {
-    for (const file of files) {
-      const item = new Recording(file, this._settings(), (again) => this._enqueue(again));
-      this._queue.prepend(item.element);
-      this._enqueue(item);
-    }
+    const items = [...files].map((file) => new Recording(file, this._settings(), (again) => this._enqueue(again)));
+    this._queue.prepend(...items.map(({ element }) => element));
+    for (const item of items) this._enqueue(item);
   }
 
   _enqueue(item) {
@@ -89,17 +87,32 @@ class Recording {
           this._finish("cancelled", "Cancelled");
           return;
         }
-        const busy = error instanceof Problem && error.status === 503 && error.retryAfter;
+        const busy = error instanceof Problem && [429, 503].includes(error.status) && error.retryAfter;
         if (!busy || attempt >= PATIENCE) {
           const { title, text } = explain(error);
           this._finish("failed", title === "That did not work" ? text : `${title}. ${text}`);
           return;
         }
         this._say(`The server is busy; trying again in ${Math.ceil(error.retryAfter)} s`);
-        await new Promise((resolve) => setTimeout(resolve, error.retryAfter * 1000));
-        if (this._state === "cancelled") return;
+        await this._pause(error.retryAfter);
+        if (this._state === "cancelled") {
+          this._finish("cancelled", "Cancelled");
+          return;
+        }
       }
     }
+  }
+
+  /** Wait, but not for somebody who cancels. */
+  _pause(seconds) {
+    return new Promise((resolve) => {
+      this._bar.removeAttribute("value");
+      const timer = setTimeout(resolve, seconds * 1000);
+      this._abort.signal.addEventListener("abort", () => {
+        clearTimeout(timer);
+        resolve();
+      });
+    });
   }
 
   async _once() {
@@ -197,6 +210,10 @@ class Recording {
       this._again(this);
     });
     this._remove = button("Remove", () => this._dispose());
+    this._sure = button("Confidence", () => confidence.toggle());
+    this._sure.dataset.confidence = "";
+    this._sure.title = "Mark the words that the recogniser was unsure of";
+    confidence.tell(this._sure);
     this._copy = button("Copy", async () => {
       await copy(this._utterances);
       this._status.textContent = "Copied";
@@ -220,7 +237,7 @@ class Recording {
       const base = this._file.name.replace(/\.[^.]+$/, "");
       download(format, base, this._utterances, { file: this._file.name, model: this._options.model ?? null });
     });
-    buttons.append(this._cancel, this._retry, this._copy, around, this._remove);
+    buttons.append(this._cancel, this._retry, this._copy, around, this._sure, this._remove);
     head.append(name, this._status, this._bar, buttons);
 
     this._body = make("div", "body");
@@ -320,6 +337,6 @@ class Recording {
     this._bar.hidden = over || this._state === "waiting";
     this._retry.hidden = !["failed", "cancelled"].includes(this._state);
     this._remove.hidden = !over;
-    this._copy.hidden = this._save.hidden = !this._utterances.length;
+    this._copy.hidden = this._save.hidden = this._sure.hidden = !this._utterances.length;
   }
 }

@@ -7,9 +7,17 @@ import { short } from "./transcript.js";
 
 /** Words whose delay the figure is the median of. */
 const RECENT = 15;
+/** Level below which no microphone that is on ever stays, and the milliseconds of it after which that is said. */
+const MUTE = 1e-4;
+const MUTE_AFTER = 6000;
+/** Attempts after which a server that does not come back is called so. */
+const STUBBORN = 4;
 
 export class Live {
-  /** `onState(state, text)` with `idle`, `busy` or `listening`; `settings()` gives the form's values. */
+  /**
+   * `onState(state, text, lost)` with `idle`, `busy` or `listening`, and whether the connection is lost; `settings()`
+   * gives the form's values.
+   */
   constructor({ captions, meter, figures, settings, onState, onChange, channel }) {
     this._captions = captions;
     this._meter = meter;
@@ -25,6 +33,10 @@ export class Live {
     this._tick = null;
     this._wake = null;
     this._gaveUp = false;
+    this._asking = 0; // number of the question for the device that is open
+    this._lost = this._away = false;
+    this._sounded = 0; // when the last sound came
+    document.addEventListener("visibilitychange", () => this._stayAwake());
     /** The model that listened last. */
     this.model = null;
   }
@@ -40,7 +52,21 @@ export class Live {
       // A model that takes long to load, or a server that does not come back: enough.
       this._gaveUp = true;
       this._stream.close();
+    } else if (!this._capture) {
+      // A question that nobody answers: forget it. A late answer is given back.
+      this._asking += 1;
+      this._set("idle", "Ready");
     }
+  }
+
+  /** Seconds of all recordings so far. */
+  get seconds() {
+    return Math.max(this._before, this._stream?.seconds ?? 0);
+  }
+
+  /** Go on in time after a transcript that was kept. */
+  continueFrom(seconds) {
+    this._before = Math.max(this._before, seconds);
   }
 
   async start() {
@@ -49,14 +75,25 @@ export class Live {
     const { source, deviceId, echoCancellation, noiseSuppression, autoGainControl, ...options } = this._settings();
     const question = source === "tab" ? "Choose what to share in the browser’s window" : "Waiting for the microphone: answer the browser’s question";
     this._set("busy", question);
+    const asking = (this._asking += 1);
     try {
-      this._capture =
+      const capture =
         source === "tab" ? await openTab() : await openMicrophone({ deviceId, echoCancellation, noiseSuppression, autoGainControl });
+      if (asking !== this._asking) {
+        capture.stop();
+        return;
+      }
+      this._capture = capture;
     } catch (error) {
+      if (asking !== this._asking) return;
       this._fail(source === "tab" && error instanceof DOMException ? { code: "not_shared" } : error);
       return;
     }
-    this._capture.addEventListener("level", ({ detail }) => this._meter.add(detail.level));
+    this._sounded = performance.now();
+    this._capture.addEventListener("level", ({ detail }) => {
+      if (detail.level > MUTE) this._sounded = performance.now();
+      this._meter.add(detail.level);
+    });
     this._capture.addEventListener("ended", () => {
       show(explain({ code: "device_gone" }));
       this.stop();
@@ -65,7 +102,15 @@ export class Live {
     if (!(await this._connect(options))) return;
     this._set("listening", "Listening");
     this._tick = setInterval(() => this._tell(), 250);
-    this._wake = await navigator.wakeLock?.request("screen").catch(() => null);
+    this._stayAwake();
+  }
+
+  /** Keep the screen on. The browser takes the lock away whenever the page is hidden. */
+  async _stayAwake() {
+    if (this._state !== "listening" || document.hidden || !navigator.wakeLock) return;
+    const lock = await navigator.wakeLock.request("screen").catch(() => null);
+    if (this._state === "listening") this._wake = lock;
+    else lock?.release().catch(() => {});
   }
 
   /** No more audio; the last words come, then it rests. */
@@ -143,11 +188,17 @@ export class Live {
     stream.addEventListener("connection", ({ detail }) => {
       if (detail.state === "opening") this._set("busy", "Preparing the model …");
       if (detail.state === "reconnecting") {
-        const seconds = Math.max(1, Math.round(detail.delay));
-        const before = this._state === "busy" ? "Finishing. " : "";
-        this._onState(this._state, `${before}Connection lost; trying again in ${seconds} s. What you say is kept.`);
+        this._lost = true;
+        const doing = this._state === "busy" ? "What you said is kept" : "What you say is kept";
+        this._onState(this._state, `Connection lost. Reconnecting … ${doing}.`, true);
+        this._away ||= detail.attempt === STUBBORN;
+        if (detail.attempt === STUBBORN) show(explain({ code: "away" }));
       }
-      if (detail.state === "open" && this._state === "listening") this._onState("listening", "Listening");
+      if (detail.state === "open" && this._lost) {
+        if (this._away) hide();
+        this._lost = this._away = false;
+        this._set(this._state, this._state === "listening" ? "Listening" : "Finishing …");
+      }
     });
     stream.addEventListener("error", ({ detail }) => {
       if (detail.utterance !== undefined) show({ ...explain(new Error(detail.message)), title: "A sentence was not recognised" });
@@ -183,9 +234,11 @@ export class Live {
     latency.textContent = sorted.length ? `${sorted[Math.floor(sorted.length / 2)].toFixed(2)} s` : "–";
     // While there is no connection, what waits here is what the server has not seen.
     lag.textContent = `${(stream.state === "open" ? stream.lag + stream.buffered : stream.unconfirmed).toFixed(1)} s`;
-    if (this._state === "listening" && stream.state === "open" && stream.buffered > 1) {
-      this._onState("listening", `The network is slow: ${stream.buffered.toFixed(0)} s of sound wait to be sent`);
-    }
+    if (this._state !== "listening" || stream.state !== "open") return;
+    const silent = performance.now() - this._sounded > MUTE_AFTER;
+    if (stream.buffered > 1) this._onState("listening", `The network is slow: ${stream.buffered.toFixed(0)} s of sound wait to be sent`);
+    else if (silent) this._onState("listening", "No sound comes in. Is the microphone muted?");
+    else this._onState("listening", "Listening");
   }
 
   _fail(error) {
@@ -197,8 +250,9 @@ export class Live {
 
   _rest() {
     clearInterval(this._tick);
-    this._before = Math.max(this._before, this._stream?.seconds ?? 0);
+    this._before = this.seconds;
     this._stream = null;
+    this._lost = this._away = false;
     this._meter.rest();
     this._set("idle", "Ready");
   }
@@ -212,7 +266,7 @@ export class Live {
 
   _set(state, text) {
     this._state = state;
-    this._onState(state, text);
+    this._onState(state, text, this._lost);
   }
 
   _say(event) {

@@ -9,11 +9,39 @@ const EVERY = 4000;
 export class Models {
   /** `onRows(rows)` gets the server's list whenever it was read. */
   constructor(root, onRows) {
-    this._root = root;
+    this._section = root;
+    this._root = root.querySelector("#model-list");
     this._onRows = onRows;
+    this._offline = false;
+    this._asked = new Map(); // by id: rows that are shown because somebody asked for them by name
     this._rows = new Map(); // by id: {element, shown}
     this._work = new Map(); // by id: what is being done, {text, fraction} or {error}
     this._timer = null;
+    const form = root.querySelector("#pull");
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const id = form.elements.repository.value.trim();
+      if (!id) return;
+      form.reset();
+      this.pull(id);
+    });
+  }
+
+  /** The server never downloads: offer nothing that it would refuse. */
+  set offline(value) {
+    this._offline = value;
+    this._section.querySelector("#pull").hidden = value;
+    this._section.querySelector("#models-offline").hidden = !value;
+  }
+
+  /** Have a model downloaded, also one that the list does not know. */
+  async pull(id) {
+    if (!this._rows.has(id)) {
+      this._asked.set(id, { id, downloaded: false, loaded: false });
+      await this.refresh().catch(() => {});
+    }
+    this._rows.get(id)?.element.scrollIntoView({ block: "nearest" });
+    if (!this._work.has(id) || this._work.get(id).error) this._do(id, "Downloading", () => this._pull(id));
   }
 
   watch(on) {
@@ -27,7 +55,9 @@ export class Models {
   async refresh() {
     const [{ data }, { loaded }] = await Promise.all([json("v1/models?all=true"), json("api/ps").catch(() => ({ loaded: [] }))]);
     const memory = new Map(loaded.map((each) => [each.id, each]));
-    const rows = data.filter((row) => !row.alias_of);
+    const rows = data.filter((row) => !row.alias_of && (row.downloaded || row.loaded || !this._offline));
+    for (const { id } of rows) this._asked.delete(id);
+    rows.push(...this._asked.values());
     rows.sort((a, b) => rank(b) - rank(a) || a.id.localeCompare(b.id));
     this._root.removeAttribute("aria-busy");
     if (!this._list) {
@@ -67,7 +97,7 @@ export class Models {
     const facts = document.createElement("p");
     facts.className = "facts";
     const told = [
-      row.backend.replace("_", "-"),
+      row.backend?.replace("_", "-"),
       row.languages?.length === 1 ? "1 language" : row.languages?.length ? `${row.languages.length} languages` : null,
       row.tasks?.includes("translate") ? "translates" : null,
       row.size ? `${bytes(row.size)}${row.downloaded ? "" : " to download"}` : null,
@@ -82,6 +112,7 @@ export class Models {
     const state = document.createElement("span");
     state.className = memory ? "badge on" : "badge";
     state.textContent = memory ? "in memory" : row.downloaded ? "on disk" : "not here";
+    name.append(" ", state);
     const deeds = document.createElement("div");
     deeds.className = "tools";
     const button = (deed, text, run) => {
@@ -93,7 +124,6 @@ export class Models {
       made.addEventListener("click", () => run());
       deeds.append(made);
     };
-    const path = row.id.split("/").map(encodeURIComponent).join("/");
     if (work && !work.error) {
       const bar = document.createElement("progress");
       bar.setAttribute("aria-label", `${work.text} ${row.id}`);
@@ -103,13 +133,15 @@ export class Models {
       text.textContent = work.text;
       deeds.append(bar, text);
     } else if (memory) {
-      button("unload", "Unload", () => this._do(row.id, "Unloading", () => request(`api/ps/${path}`, { method: "DELETE" })));
+      button("unload", "Unload", () => this._do(row.id, "Unloading", () => request(`api/ps/${path(row.id)}`, { method: "DELETE" })));
     } else if (row.downloaded) {
-      button("load", "Load", () => this._do(row.id, "Loading", () => request(`api/ps/${path}`, { method: "POST" })));
+      if (row.removable) button("remove", "Remove", () => this._remove(row));
+      button("load", "Load", () => this._do(row.id, "Loading", () => request(`api/ps/${path(row.id)}`, { method: "POST" })));
     } else {
-      button("pull", "Download", () => this._do(row.id, "Downloading", () => this._pull(row.id, path)));
+      button("pull", "Download", () => this.pull(row.id));
+      if (this._asked.has(row.id)) button("forget", "Dismiss", () => this._forget(row.id));
     }
-    const parts = [state, name, facts, deeds];
+    const parts = [name, facts, deeds];
     if (work?.error) {
       const error = document.createElement("p");
       error.className = "error";
@@ -133,8 +165,31 @@ export class Models {
     await this.refresh().catch(() => {});
   }
 
-  async _pull(id, path) {
-    const response = await request(`api/pull/${path}`, { method: "POST" });
+  _forget(id) {
+    this._asked.delete(id);
+    this._work.delete(id);
+    this.refresh().catch(() => {});
+  }
+
+  /** Delete a download, once it was asked whether to. */
+  _remove({ id, size }) {
+    const dialog = document.querySelector("#remove");
+    dialog.querySelector("h2").textContent = `Remove ${id}?`;
+    dialog.querySelector("p").textContent = `Its files are deleted from the server${size ? `, ${bytes(size)}` : ""}. To have it back it must be downloaded again.`;
+    dialog.returnValue = "cancel";
+    dialog.addEventListener(
+      "close",
+      () => {
+        if (dialog.returnValue !== "ok") return;
+        this._do(id, "Removing", () => request(`api/pull/${path(id)}`, { method: "DELETE" }));
+      },
+      { once: true },
+    );
+    dialog.showModal();
+  }
+
+  async _pull(id) {
+    const response = await request(`api/pull/${path(id)}`, { method: "POST" });
     if (response.status === 200) return;
     for await (const line of lines(response)) {
       if (line.status === "error") throw new Error(line.error.message);
@@ -165,6 +220,10 @@ export class Models {
 /** In memory first, then on disk, then the rest. */
 function rank(row) {
   return (row.loaded ? 2 : 0) + (row.downloaded ? 1 : 0);
+}
+
+function path(id) {
+  return id.split("/").map(encodeURIComponent).join("/");
 }
 
 function bytes(count) {

@@ -5,12 +5,13 @@ import { Files } from "./files.js";
 import { Live } from "./live.js";
 import { Meter } from "./meter.js";
 import { Models } from "./models.js";
-import { copy, download, menu } from "./transcript.js";
+import { confidence, copy, download, menu } from "./transcript.js";
 import { base, json } from "./server.js";
 import { explain, show } from "./problems.js";
 
 const $ = (selector) => document.querySelector(selector);
 const SETTINGS = "open-speech-settings";
+const TRANSCRIPT = "open-speech-transcript";
 const captionsOnly = new URLSearchParams(location.search).get("view") === "captions";
 const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("open-speech") : null;
 const status = $("#status");
@@ -27,7 +28,7 @@ let defaultModel = null;
 
 const views = ["live", "files", "models"];
 const files = new Files($("#files"), () => values($("#file-settings")));
-const models = new Models($("#model-list"), fillModels);
+const models = new Models($("#models"), fillModels);
 
 function turn() {
   const wanted = views.find((view) => `#${view}` === location.hash) ?? "live";
@@ -137,6 +138,7 @@ async function greet() {
   try {
     const health = await json("health");
     defaultModel = health.default_model;
+    models.offline = health.offline;
     for (const select of document.querySelectorAll("#model, #file-model")) {
       select.options[0].textContent = `Default (${health.default_model})`;
     }
@@ -179,12 +181,14 @@ const live = new Live({
   settings: () => values($("#settings")),
   channel: captionsOnly ? null : channel,
   onChange: change,
-  onState(state, text) {
+  onState(state, text, lost = false) {
     const toggle = $("#toggle");
     const on = state !== "idle";
     if (toggle.getAttribute("aria-pressed") !== String(on)) toggle.setAttribute("aria-pressed", String(on));
     $("#toggle-text").textContent = on ? "Stop" : "Start";
     document.body.dataset.state = state;
+    if (on) document.body.classList.remove("mirror"); // this window listens itself
+    document.body.classList.toggle("lost", lost);
     say(text);
     if (state === "listening") listDevices(); // their names are known once one was allowed
     change();
@@ -208,11 +212,7 @@ $("#copy").addEventListener("click", async () => {
   say("Copied");
 });
 $("#clear").addEventListener("click", () => live.clear());
-$("#confidence").addEventListener("click", ({ currentTarget }) => {
-  const on = currentTarget.getAttribute("aria-pressed") !== "true";
-  currentTarget.setAttribute("aria-pressed", String(on));
-  $("#transcript").classList.toggle("confidence", on);
-});
+$("#confidence").addEventListener("click", () => confidence.toggle());
 menu($("#save"), $("#save-menu"), (format) => {
   const now = new Date();
   const stamp = new Date(now - now.getTimezoneOffset() * 60_000).toISOString().slice(0, 16).replace("T", " ").replace(":", "-");
@@ -222,20 +222,55 @@ addEventListener("beforeunload", (event) => {
   if (!live.idle) event.preventDefault();
 });
 
+// What was heard outlives a reload of this tab, and ends with it.
+
+function keep() {
+  if (captionsOnly) return;
+  try {
+    if (captions.finals.length) sessionStorage.setItem(TRANSCRIPT, JSON.stringify({ seconds: live.seconds, model: live.model, finals: captions.finals }));
+    else sessionStorage.removeItem(TRANSCRIPT);
+  } catch {
+    // a day of speech is more than the browser keeps
+  }
+}
+
+function restore() {
+  try {
+    const kept = JSON.parse(sessionStorage.getItem(TRANSCRIPT));
+    for (const final of kept?.finals ?? []) captions.final(final);
+    if (kept) live.continueFrom(kept.seconds);
+    live.model = kept?.model ?? null;
+  } catch {
+    // not ours, or broken
+  }
+}
+
+addEventListener("pagehide", keep);
+document.addEventListener("visibilitychange", () => document.hidden && keep());
+
 // A window of large captions shows what this page hears, or listens itself.
 
 if (captionsOnly) {
   document.body.classList.add("captions");
   $("#options").open = false;
   channel?.addEventListener("message", ({ data }) => {
-    if (!live.idle) return;
-    if (data.type === "speech_started") captions.started(data.at);
+    if (!live.idle || data.type === "hello") return;
+    document.body.classList.add("mirror");
+    say("The other window listens");
+    if (data.type === "so far") {
+      if (!captions.finals.length) for (const final of data.finals) captions.final(final);
+    } else if (data.type === "speech_started") captions.started(data.at);
     else if (data.type === "partial") captions.partial(data);
     else if (data.type === "final") captions.final(data);
     else if (data.type === "clear") captions.clear();
   });
-} else if (matchMedia("(max-width: 60rem)").matches) {
-  $("#options").open = false;
+  channel?.postMessage({ type: "hello" });
+} else {
+  channel?.addEventListener("message", ({ data }) => {
+    if (data.type === "hello" && captions.finals.length) channel.postMessage({ type: "so far", finals: captions.finals });
+  });
+  if (matchMedia("(max-width: 60rem)").matches) $("#options").open = false;
+  restore();
 }
 
 if (!isSecureContext) show(explain({ code: "insecure_context" }));

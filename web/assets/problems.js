@@ -28,7 +28,7 @@ export function explain(error) {
       return {
         title: "This address cannot have the microphone",
         text: "Browsers give it only to pages from HTTPS, or from this very machine.",
-        remedy: "On the server's machine open the address below. For other devices start it with “open-speech serve --lan”: it prints an HTTPS address and a code to scan.",
+        remedy: `For other devices start the server with “open-speech serve --lan”: it prints its HTTPS address, such as https://${location.host}/, and a code to scan. On the server's own machine open`,
         address: `http://localhost:${location.port || 80}/`,
       };
     case "no_sound":
@@ -69,6 +69,18 @@ export function explain(error) {
         title: "The connection was lost",
         text: "The server went away in the middle of the work.",
         remedy: "Try again. What was heard is kept on this page.",
+      };
+    case "away":
+      return {
+        title: "The server does not answer",
+        text: "It may have been stopped, or the network is down. It is tried again by itself, and two minutes of what you say are kept.",
+        remedy: "Check that it runs. What was heard stays on this page.",
+      };
+    case "rate_limit_exceeded":
+      return {
+        title: "That is more than your key may do",
+        text: sentence(error.message),
+        remedy: error.retryAfter ? `Try again in ${Math.ceil(error.retryAfter)} s.` : "Try again later.",
       };
     case "device_gone":
       return {

@@ -73,6 +73,20 @@ export function menu(button, choices, onChoice) {
   });
 }
 
+/** Whether words show how sure the recogniser was: one choice for the whole page, and any number of buttons for it. */
+export const confidence = {
+  get on() {
+    return document.body.classList.contains("confidence");
+  },
+  toggle() {
+    document.body.classList.toggle("confidence");
+    for (const button of document.querySelectorAll("[data-confidence]")) this.tell(button);
+  },
+  tell(button) {
+    button.setAttribute("aria-pressed", String(this.on));
+  },
+};
+
 /** `1:02:03` or `2:03`. */
 export function short(seconds) {
   const whole = Math.max(0, Math.floor(seconds));

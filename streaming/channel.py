@@ -1,0 +1,187 @@
+"""Messages between the server and a runner process: msgpack, and audio as it lies in memory, over a socket pair.
+
+A frame is two lengths (bytes of message and of audio, big-endian, 32 bit), the message, the audio.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+
+from streaming.backends.base import Capabilities, Decoding, Hypothesis, StepResult
+from streaming.types import Device, Samples
+
+_LENGTHS = struct.Struct("!II")
+BUFFER = 2**20
+"""Bytes that the kernel may hold of a message: a window of 16 s leaves in one go."""
+
+
+class Load(msgspec.Struct, tag=True):
+    """The first message: what the process is to be."""
+
+    module: str
+    """Holds the backend's `LOADER`."""
+    model: str
+    path: str
+    device: Device
+
+
+class Loaded(msgspec.Struct, tag=True):
+    """The model is in memory."""
+
+    capabilities: Capabilities
+    compute_type: str
+    memory: int | None
+    steps: bool
+    """It is a StepBackend, too: `decode` is always answered."""
+
+
+class Ping(msgspec.Struct, tag=True):
+    """Are you there?"""
+
+
+class Decode(msgspec.Struct, tag=True):
+    """Windows of one key; their samples follow each other in the audio."""
+
+    decodings: list[Decoding]
+    lengths: list[int]
+
+
+class OpenState(msgspec.Struct, tag=True):
+    """A fresh state of a step recogniser."""
+
+    decoding: Decoding
+
+
+class StepStates(msgspec.Struct, tag=True):
+    """The next chunk of each state."""
+
+    states: list[int]
+    lengths: list[int]
+
+
+class FinishState(msgspec.Struct, tag=True):
+    """The final text of a state."""
+
+    state: int
+
+
+class DropState(msgspec.Struct, tag=True):
+    """Free a state."""
+
+    state: int
+
+
+class Decoded(msgspec.Struct, tag=True):
+    """Of `Decode` and `FinishState`."""
+
+    hypotheses: list[Hypothesis]
+
+
+class Stepped(msgspec.Struct, tag=True):
+    """Of `StepStates`."""
+
+    results: list[StepResult]
+
+
+class Opened(msgspec.Struct, tag=True):
+    """Of `OpenState`."""
+
+    state: int
+
+
+class Done(msgspec.Struct, tag=True):
+    """Of everything else."""
+
+
+class Failure(msgspec.Struct, tag=True):
+    """What was asked failed; the process goes on unless `fatal`."""
+
+    kind: str
+    """Class of `streaming.errors`."""
+    message: str
+    param: str | None = None
+    fatal: bool = False
+    """The process cannot be trusted any more, and ends."""
+
+
+Request: TypeAlias = Load | Ping | Decode | OpenState | StepStates | FinishState | DropState
+Reply: TypeAlias = Loaded | Decoded | Stepped | Opened | Done | Failure
+
+_ENCODER = msgspec.msgpack.Encoder()
+_REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+class Broken(Exception):
+    """The other end is gone."""
+
+
+class Channel:
+    """One end; a question and an answer at a time. Blocking; not for two threads at once."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+
+    def send(self, message: Request | Reply, audio: Sequence[Samples] = ()) -> None:
+        """Raises Broken."""
+        body = _ENCODER.encode(message)
+        pieces = [np.ascontiguousarray(each, np.float32) for each in audio]
+        size = sum(piece.nbytes for piece in pieces)
+        try:
+            self._end.sendall(_LENGTHS.pack(len(body), size) + body)
+            for piece in pieces:
+                self._end.sendall(piece.data)
+        except OSError as error:
+            raise Broken from error
+
+    def request(self) -> tuple[Request, Samples]:
+        """The runner's side: the next question with its audio, one after the other. Raises Broken."""
+        body, audio = self._receive()
+        return _REQUESTS.decode(body), np.frombuffer(audio, np.float32)
+
+    def reply(self) -> Reply:
+        """The server's side: the answer. Raises Broken."""
+        return _REPLIES.decode(self._receive()[0])
+
+    def wait(self, seconds: float) -> bool:
+        """Something came, or the other end is gone, within `seconds`."""
+        try:
+            # poll, not select: a busy server has descriptors beyond 1024
+            waiting = select.poll()
+            waiting.register(self._end, select.POLLIN)
+            return bool(waiting.poll(seconds * 1000))
+        except (OSError, ValueError):
+            return True
+
+    def close(self) -> None:
+        """The other end reads Broken, and so does a thread that waits on this one."""
+        with suppress(OSError):
+            self._end.shutdown(socket.SHUT_RDWR)
+        self._end.close()
+
+    def _receive(self) -> tuple[bytearray, bytearray]:
+        head = self._exactly(_LENGTHS.size)
+        length, size = _LENGTHS.unpack(head)
+        return self._exactly(length), self._exactly(size)
+
+    def _exactly(self, size: int) -> bytearray:
+        data = bytearray(size)
+        view = memoryview(data)
+        while view:
+            try:
+                count = self._end.recv_into(view)
+            except OSError as error:
+                raise Broken from error
+            if not count:
+                raise Broken
+            view = view[count:]
+        return data

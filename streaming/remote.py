@@ -1,0 +1,431 @@
+"""A recogniser in a process of its own, seen from the server: a backend like any other, but one that survives.
+
+The process that dies or hangs is replaced, and what it had at work is decoded again: first as it was, then alone, so
+that audio which kills the recogniser is told from audio that happened to be near. A step recogniser's states die with
+the process; their sessions have the audio and begin anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from streaming import errors
+from streaming.backends.base import (
+    Capabilities,
+    Decoding,
+    Hypothesis,
+    Loader,
+    StepResult,
+    Window,
+)
+from streaming.channel import (
+    Broken,
+    Channel,
+    Decode,
+    Decoded,
+    Done,
+    DropState,
+    Failure,
+    FinishState,
+    Load,
+    Loaded,
+    Opened,
+    OpenState,
+    Ping,
+    Request,
+    Stepped,
+    StepStates,
+)
+from streaming.errors import BackendError, ModelGone, ModelUnavailable, OpenSpeechError
+from streaming.types import Device, Samples
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", Decoded, Done, Opened, Stepped)
+
+LOADING = 900.0
+"""Seconds that loading may take: a large model from a slow disk, or a driver that translates kernels first."""
+PULSE, SILENCE = 5.0, 20.0
+"""Seconds of a decode after which its process is asked for a sign of life, and that it has to give one."""
+ATTEMPTS = 3
+"""Times that a window is given to the recogniser if its process dies: in company, then twice alone."""
+DEATHS = 5
+"""In a row, without a decode between them, after which the model is given up for `REST` seconds."""
+REST = 30.0
+PAUSE = 0.125
+"""Seconds before a restart, doubled with every death in a row."""
+GOODBYE = 5.0
+"""Seconds in which a process may free what it holds; then it is killed."""
+
+
+@dataclass(slots=True, eq=False)
+class _Life:
+    """One process, from its start to its end."""
+
+    process: subprocess.Popen[bytes]
+    control: Channel
+    idle: list[Channel]
+    told: deque[str]
+    """Its last lines."""
+    listener: threading.Thread
+    """Reads them."""
+    pulse: threading.Lock = field(default_factory=threading.Lock)
+    """One asks for a sign of life at a time."""
+
+    @property
+    def last_words(self) -> str:
+        """Why it died, as far as it can be known."""
+        status = self.process.wait()
+        self.listener.join(1)
+        try:
+            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else ""
+        except ValueError:
+            how = f"was ended by signal {-status}"
+        how = how or f"ended with status {status}"
+        line = next((each for each in reversed(self.told) if each.strip()), "")
+        return f"{how}: {line}" if line else how
+
+    def end(self) -> None:
+        """Ask it to go, and see that it does."""
+        self.control.close()
+        for each in self.idle:
+            each.close()
+        try:
+            self.process.wait(GOODBYE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """At once."""
+        self.process.kill()
+        self.process.wait()
+
+
+def load(
+    loader: Loader, model: str, path: Path, device: Device, patience: float = 300.0
+) -> RemoteBackend:
+    """What `loader` loads, in a process of its own; on a GPU it has passed its self-test. Blocks.
+
+    A decode that takes longer than `patience` seconds is taken for hung. Raises ModelUnavailable.
+    """
+    request = Load(type(loader).__module__, model, str(path), device)
+    life, loaded = _begin(request)
+    kind = RemoteSteps if loaded.steps else RemoteBackend
+    return kind(loader, request, life, loaded, patience)
+
+
+def _begin(request: Load) -> tuple[_Life, Loaded]:
+    pairs = [socket.socketpair() for _ in range(1 + request.device.workers)]
+    theirs = [theirs for _, theirs in pairs]
+    numbers = [each.fileno() for each in theirs]
+    process = subprocess.Popen(
+        # -P: nothing of the folder that the server happens to run in.
+        [sys.executable, "-P", "-m", "streaming.runner", *map(str, numbers)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=numbers,
+        env={"OPENBLAS_NUM_THREADS": "1"}
+        | os.environ
+        | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
+        start_new_session=True,  # a Ctrl-C in the terminal is for the server alone
+    )
+    for each in theirs:
+        each.close()
+    told: deque[str] = deque(maxlen=20)
+    listener = threading.Thread(
+        target=_listen, args=(process, request.model, told), name="runner log", daemon=True
+    )
+    listener.start()
+    control, *others = (Channel(ours) for ours, _ in pairs)
+    life = _Life(process, control, others, told, listener)
+    try:
+        control.send(request)
+        if not control.wait(LOADING):
+            raise ModelUnavailable(
+                f"model {request.model} was not loaded after {LOADING:g} s; see the server's log"
+            )
+        reply = control.reply()
+        if isinstance(reply, Failure):
+            raise _error(reply)
+    except Broken:
+        process.kill()
+        why = life.last_words
+        life.end()
+        raise ModelUnavailable(
+            f"model {request.model} cannot be loaded: its process {why}; see the server's log"
+        ) from None
+    except BaseException:
+        process.kill()
+        life.end()
+        raise
+    assert isinstance(reply, Loaded)
+    return life, reply
+
+
+def _listen(process: subprocess.Popen[bytes], model: str, told: deque[str]) -> None:
+    """What the process and its libraries print, into the log."""
+    assert process.stdout is not None
+    with process.stdout as lines:
+        for line in lines:
+            text = line.decode("utf-8", "replace").rstrip()[:1000]
+            told.append(text)
+            level = logging.ERROR if text.startswith(("ERROR", "CRITICAL")) else logging.INFO
+            log.log(level, "runner of %s: %s", model, text)
+
+
+def _error(failure: Failure) -> OpenSpeechError:
+    kind = getattr(errors, failure.kind, BackendError)
+    if not (isinstance(kind, type) and issubclass(kind, OpenSpeechError)):
+        kind = BackendError
+    return kind(failure.message, param=failure.param) if failure.param else kind(failure.message)
+
+
+class RemoteBackend:
+    """A WindowBackend. Threads may share it: at most `Device.workers` calls at once."""
+
+    def __init__(
+        self, loader: Loader, load: Load, life: _Life, loaded: Loaded, patience: float
+    ) -> None:
+        self._loader = loader
+        self._patience = patience
+        self._load = load
+        self._life: _Life | None = life
+        self._closed = False
+        self._deaths = 0  # since the last answer
+        self._resting = 0.0  # until when the model is given up
+        self._excuse = ""
+        self.restarts = 0
+        """Processes that took the place of one that died."""
+        self.restarted: Callable[[], None] = lambda: None
+        """Called on every such occasion, from any thread."""
+        self._birth = threading.Lock()
+        self._turn = threading.Condition()
+        self._calls = 0
+        self._alone = False
+        self._loners = 0  # that wait for their turn
+        self.capabilities: Capabilities = loaded.capabilities
+        self.compute_type: str = loaded.compute_type
+        self.memory: int | None = loaded.memory
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process now; None while there is none."""
+        life = self._life
+        return None if life is None else life.process.pid
+
+    def key(self, window: Window) -> Hashable:
+        """See `WindowBackend.key`."""
+        return self._loader.key(window)
+
+    def decode(self, windows: Sequence[Window]) -> list[Hypothesis]:
+        """See `WindowBackend.decode`. Survives the death of the process."""
+        question = Decode(
+            [each.decoding for each in windows], [len(each.samples) for each in windows]
+        )
+        audio = [each.samples for each in windows]
+        for attempt in range(ATTEMPTS):
+            with self._turns(alone=attempt > 0):
+                life = self._live()
+                try:
+                    return self._ask(life, question, audio, Decoded).hypotheses
+                except Broken:
+                    self._mourn(life)
+        raise BackendError(
+            "the recogniser's process died each time it heard this audio; see the server's log"
+        )
+
+    def interrupt(self) -> None:
+        """End the process now; what it has at work fails with ModelGone."""
+        self._closed = True
+        life = self._life
+        if life is not None:
+            life.process.kill()
+
+    def close(self) -> None:
+        """End the process: all its memory is free on return."""
+        self._closed = True
+        with self._birth:
+            life, self._life = self._life, None
+        if life is not None:
+            life.end()
+
+    def _ask(self, life: _Life, question: Request, audio: Sequence[Samples], kind: type[T]) -> T:
+        """Raises Broken if the process is gone or hangs, and what the recogniser raised."""
+        channel = life.idle.pop()  # as many as calls at once
+        try:
+            channel.send(question, audio)
+            self._await(life, channel)
+            reply = channel.reply()
+        except Broken:
+            channel.close()
+            raise
+        life.idle.append(channel)
+        if isinstance(reply, Failure):
+            if reply.fatal:
+                log.error("the process of %s cannot go on: %s", self._load.model, reply.message)
+                raise Broken
+            raise _error(reply)
+        self._deaths = 0
+        assert isinstance(reply, kind)
+        return reply
+
+    def _await(self, life: _Life, channel: Channel) -> None:
+        """Until something came. Kills a process that takes too long or gives no sign of life."""
+        until = time.monotonic() + self._patience
+        while not channel.wait(PULSE):
+            why = f"took longer than {self._patience:g} s for a decode"
+            alive = time.monotonic() < until
+            with life.pulse:
+                if alive and not channel.wait(0):
+                    why = f"gave no sign of life for {SILENCE:g} s"
+                    with suppress(Broken):
+                        life.control.send(Ping())
+                        alive = life.control.wait(SILENCE)
+                        if alive:
+                            life.control.reply()
+            if not alive:
+                log.error("the process of %s %s; it is replaced", self._load.model, why)
+                life.process.kill()
+                raise Broken
+
+    @contextmanager
+    def _turns(self, *, alone: bool) -> Generator[None]:
+        """Calls run side by side; one that may be deadly runs alone."""
+        with self._turn:
+            self._loners += alone
+            self._turn.wait_for(
+                lambda: not self._alone and not (self._calls if alone else self._loners)
+            )
+            self._loners -= alone
+            self._calls += 1
+            self._alone = alone
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._calls -= 1
+                self._alone = False
+                self._turn.notify_all()
+
+    def _live(self) -> _Life:
+        """The process, started if there is none. Raises ModelGone, ModelUnavailable."""
+        with self._birth:
+            if self._closed:
+                raise ModelGone(f"model {self._load.model} was unloaded; ask again to load it")
+            if self._life is not None:
+                return self._life
+            self._life = self._reborn()
+            self.restarts += 1
+            self.restarted()
+            log.warning("model %s is back in a new process", self._load.model)
+            return self._life
+
+    def _reborn(self) -> _Life:
+        """A new process, after a pause that grows with the deaths in a row. Raises ModelUnavailable."""
+        while True:
+            wait = self._resting - time.monotonic()
+            if wait > 0:
+                raise ModelUnavailable(f"{self._excuse}; it is tried again in {wait:.0f} s")
+            if self._deaths > 1:
+                time.sleep(PAUSE * 2**self._deaths)
+            try:
+                return _begin(self._load)[0]
+            except ModelUnavailable as error:
+                self._died(error.message)
+
+    def _mourn(self, life: _Life) -> None:
+        """`life` is over."""
+        with self._birth:
+            if self._life is not life:
+                return  # another call noticed first
+            self._life = None
+            with suppress(subprocess.TimeoutExpired):
+                life.process.wait(1)  # it tells by its status why it went
+            life.process.kill()
+            why = life.last_words
+            life.end()
+            if self._closed:
+                raise ModelGone(
+                    f"model {self._load.model} was unloaded while in use; ask again to load it"
+                )
+            self._died(f"the process of model {self._load.model} {why}")
+
+    def _died(self, how: str) -> None:
+        log.error(how)
+        self._deaths += 1
+        if self._deaths >= DEATHS:
+            self._deaths = DEATHS - 1  # one more chance after the rest
+            self._excuse = (
+                f"{how} (the last of {DEATHS} deaths in a row; the server's log has more)"
+            )
+            self._resting = time.monotonic() + REST
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A state of a step recogniser that lives as long as its process."""
+
+    life: _Life
+    number: int
+
+
+class RemoteSteps(RemoteBackend):
+    """A StepBackend, too."""
+
+    def open(self, decoding: Decoding) -> _State:
+        """See `StepBackend.open`."""
+        for _ in range(ATTEMPTS):
+            with self._turns(alone=False):
+                life = self._live()
+                try:
+                    return _State(life, self._ask(life, OpenState(decoding), (), Opened).state)
+                except Broken:
+                    self._mourn(life)
+        raise BackendError("the recogniser's process dies again and again; see the server's log")
+
+    def step(self, states: Sequence[_State], chunks: Sequence[Samples]) -> list[StepResult]:
+        """See `StepBackend.step`."""
+        life = self._life_of(states)
+        question = StepStates([each.number for each in states], [len(each) for each in chunks])
+        with self._turns(alone=False), self._mourning(life):
+            return self._ask(life, question, chunks, Stepped).results
+
+    def finish(self, state: _State) -> Hypothesis:
+        """See `StepBackend.finish`."""
+        life = self._life_of([state])
+        with self._turns(alone=False), self._mourning(life):
+            return self._ask(life, FinishState(state.number), (), Decoded).hypotheses[0]
+
+    def drop(self, state: _State) -> None:
+        """See `StepBackend.drop`."""
+        if state.life is self._life:
+            with self._turns(alone=False), suppress(BackendError), self._mourning(state.life):
+                self._ask(state.life, DropState(state.number), (), Done)
+
+    def _life_of(self, states: Sequence[_State]) -> _Life:
+        life = states[0].life
+        if life is not self._life or any(each.life is not life for each in states):
+            raise BackendError("what was heard died with the recogniser's process")
+        return life
+
+    @contextmanager
+    def _mourning(self, life: _Life) -> Generator[None]:
+        try:
+            yield
+        except Broken:
+            self._mourn(life)
+            raise BackendError("what was heard died with the recogniser's process") from None

@@ -1,0 +1,265 @@
+"""A recogniser in a process of its own: whatever happens to the process, calls are answered or clearly refused."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streaming import remote
+from streaming.backends import loaders
+from streaming.backends.base import Decoding, Loader, StepBackend, Window
+from streaming.errors import BackendError, ModelGone, ModelUnavailable
+from streaming.remote import RemoteBackend, RemoteSteps
+from streaming.types import RATE, Device
+from tests import deadly, toy
+from tests.drive import speak
+from tests.fakes import lines
+
+Start = Callable[..., RemoteBackend]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Processes with the deadly recogniser; all have to be gone in the end."""
+    begun: list[RemoteBackend] = []
+
+    def start(*files: str, steps: bool = False, patience: float = 60.0) -> RemoteBackend:
+        (tmp_path / "scripted").write_text("steps" if steps else "")
+        for name in files:
+            (tmp_path / name).touch()
+        begun.append(remote.load(deadly.LOADER, "deadly", tmp_path, Device(workers=2), patience))
+        return begun[-1]
+
+    yield start
+    for each in begun:
+        pid = each.pid
+        each.close()
+        assert pid is None or not Path(f"/proc/{pid}").exists()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PAUSE", 0.001)
+
+
+def _says(backend: RemoteBackend, *words: int) -> str:
+    return backend.decode([Window(speak(words), Decoding(align=True))])[0].text
+
+
+def _spoken(*words: int) -> str:
+    return "".join(f" w{word}" for word in words)
+
+
+def test_the_real_recogniser_says_the_same_through_its_process() -> None:
+    path, device = Path(toy.build()), Device(workers=2, threads=1)
+    loader: Loader = loaders()["faster_whisper"]
+    here = loader.load(path, device)
+    there = remote.load(loader, "toy", path, device)
+    try:
+        assert there.capabilities == here.capabilities
+        assert there.compute_type == here.compute_type
+        assert there.memory == here.memory
+        assert not isinstance(there, StepBackend)
+        windows = [
+            Window(line.samples, Decoding(align=True, floor=10 * RATE)) for line in lines()[:4]
+        ]
+        assert [there.key(each) for each in windows] == [here.key(each) for each in windows]  # type: ignore[union-attr]
+        for window in windows:
+            assert there.decode([window]) == here.decode([window])  # type: ignore[union-attr]
+    finally:
+        there.close()
+        here.close()
+
+
+def test_what_was_at_work_when_the_process_died_is_decoded_again(start: Start) -> None:
+    backend = start("once")
+    noticed: list[None] = []
+    backend.restarted = lambda: noticed.append(None)
+    before = backend.pid
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda word: _says(backend, word), [1, 59, 2, 3]))
+    assert found == [_spoken(word) for word in (1, 59, 2, 3)]
+    assert backend.pid != before
+    assert backend.restarts == 1
+    assert len(noticed) == 1
+
+
+def test_a_process_that_is_killed_between_calls_is_replaced(start: Start) -> None:
+    backend = start()
+    for _ in range(3):
+        pid = backend.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        assert _says(backend, 4, 5) == _spoken(4, 5)
+    assert backend.restarts == 3
+
+
+def test_audio_that_kills_is_refused_and_its_neighbours_are_not(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "DEATHS", 100)
+    backend = start()
+    with ThreadPoolExecutor(2) as pool:
+        deadly_one = pool.submit(_says, backend, 60)
+        others = [pool.submit(_says, backend, word) for word in range(20)]
+        with pytest.raises(BackendError, match="died each time it heard this audio"):
+            deadly_one.result(60)
+        assert [each.result(60) for each in others] == [_spoken(word) for word in range(20)]
+    assert backend.restarts <= remote.ATTEMPTS
+
+
+def test_a_crash_loop_ends_in_a_clear_error_and_is_tried_again_after_a_rest(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(remote.time, "monotonic", lambda: now[0])
+    backend = start()
+    for _ in range(remote.DEATHS):
+        with pytest.raises((BackendError, ModelUnavailable)):
+            _says(backend, 60)
+    with pytest.raises(ModelUnavailable, match=r"SIGABRT.*in a row.*tried again in 30 s"):
+        _says(backend, 1)
+    assert backend.pid is None
+    now[0] += remote.REST + 1
+    assert _says(backend, 1) == _spoken(1)
+
+    (tmp_path / "stillborn").touch()  # it can be started no more
+    assert backend.pid is not None
+    os.kill(backend.pid, signal.SIGKILL)
+    with pytest.raises(ModelUnavailable, match=r"libcudnn_ops.*in a row"):
+        _says(backend, 1)
+    (tmp_path / "stillborn").unlink()
+    now[0] += remote.REST + 1
+    assert _says(backend, 1) == _spoken(1)
+
+
+def test_a_decode_that_hangs_is_cut_and_the_next_goes_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PULSE", 0.05)
+    backend = start(patience=0.2)
+    with pytest.raises(BackendError, match="died each time"):
+        _says(backend, 58)
+    assert _says(backend, 7) == _spoken(7)
+
+
+def test_a_stopped_process_is_found_out_and_replaced(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PULSE", 0.05)
+    monkeypatch.setattr(remote, "SILENCE", 0.2)
+    backend = start()
+    assert backend.pid is not None
+    os.kill(backend.pid, signal.SIGSTOP)
+    while Path(f"/proc/{backend.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        pass  # the signal is on its way
+    assert _says(backend, 7) == _spoken(7)
+    assert backend.restarts == 1
+
+
+def test_a_slow_decode_is_left_alone_while_the_process_lives(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PULSE", 0.001)
+    backend = start()
+    long = np.tile(speak((1, 2, 3)), 200)
+    for _ in range(3):
+        assert backend.decode([Window(long, Decoding(align=True))])[0].text
+    assert backend.restarts == 0
+
+
+def test_faults_of_the_device_are_told_and_a_broken_one_gets_a_new_process(start: Start) -> None:
+    backend = start()
+    with pytest.raises(BackendError, match="too little free memory"):
+        _says(backend, 57)
+    with pytest.raises(BackendError, match="failed on this audio"):
+        _says(backend, 55)
+    assert backend.restarts == 0
+    with pytest.raises(BackendError, match="died each time"):
+        _says(backend, 56)
+    assert backend.restarts == remote.ATTEMPTS - 1
+    assert _says(backend, 1) == _spoken(1)
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("stillborn", r"cannot be loaded: its process was ended by SIGABRT: Unable to load any of"),
+        ("dumb", r"cannot be loaded: no such arithmetic"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_says_why(start: Start, file: str, told: str) -> None:
+    with pytest.raises(ModelUnavailable, match=told):
+        start(file)
+
+
+def test_unloading_ends_calls_and_process(start: Start) -> None:
+    backend = start()
+    pid = backend.pid
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(_says, backend, 58)
+        threading.Timer(0.1, backend.interrupt).start()
+        with pytest.raises(ModelGone, match="unloaded"):
+            hanging.result(30)
+    backend.close()
+    assert not Path(f"/proc/{pid}").exists()
+    with pytest.raises(ModelGone):
+        _says(backend, 1)
+
+
+def test_states_die_with_their_process_and_others_can_be_opened(start: Start) -> None:
+    backend = start(steps=True)
+    assert isinstance(backend, RemoteSteps)
+    chunk = backend.capabilities.chunk
+    audio = np.concatenate([speak((1, 2, 3)), np.zeros(chunk, np.float32)])
+    pieces = [audio[at : at + chunk] for at in range(0, len(audio) - chunk, chunk)]
+
+    def heard(state: object) -> str:
+        for piece in pieces:
+            backend.step([state], [piece])  # type: ignore[list-item]
+        return backend.finish(state).text  # type: ignore[arg-type]
+
+    assert heard(backend.open(Decoding())) == _spoken(1, 2, 3)
+    lost, dropped = backend.open(Decoding()), backend.open(Decoding())
+    backend.step([lost, dropped], [pieces[0]] * 2)
+    backend.drop(dropped)
+    assert backend.pid is not None
+    os.kill(backend.pid, signal.SIGKILL)
+    with pytest.raises(BackendError, match="died with the recogniser's process"):
+        backend.step([lost], [pieces[1]])
+    backend.drop(lost)
+    assert heard(backend.open(Decoding())) == _spoken(1, 2, 3)
+    with pytest.raises(BackendError, match="died with the recogniser's process"):
+        backend.finish(lost)
+
+
+def test_the_process_ends_with_the_one_that_began_it(tmp_path: Path) -> None:
+    (tmp_path / "scripted").touch()
+    script = (
+        "import sys, time; from pathlib import Path; from streaming import remote; from streaming.types import Device;"
+        " from tests import deadly;"
+        " print(remote.load(deadly.LOADER, 'deadly', Path(sys.argv[1]), Device()).pid, flush=True); time.sleep(60)"
+    )
+    root = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": root},
+    ) as server:
+        assert server.stdout is not None
+        runner = os.pidfd_open(int(server.stdout.readline()))
+        server.kill()
+    gone = select.poll()
+    gone.register(runner, select.POLLIN)
+    assert gone.poll(30_000)
+    os.close(runner)
