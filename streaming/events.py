@@ -43,6 +43,9 @@ class SpeechStopped:
 
     utterance: int
     at: int
+    """End of its last speech."""
+    split: bool = False
+    """It was too long, and goes on in the next one from `at`: no silence ended it."""
 
 
 @dataclass(frozen=True, slots=True)

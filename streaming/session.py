@@ -203,8 +203,9 @@ class Session:
                         self._speculate(self._open[-1], end)
                 case Resumed():
                     self._resume(self._open[-1])
-                case Stopped(_, end, speech_end):
-                    self._stop(self._open[-1], end, speech_end)
+                case Stopped(_, end, speech_end, split):
+                    self._events.append(SpeechStopped(self._open[-1].number, speech_end, split))
+                    self._stop(self._open[-1], end)
                 case Cut(at, is_end, marker):
                     self._ended = self._ended or is_end
                     if not is_end:
@@ -246,9 +247,8 @@ class Session:
         utterance.asked = max(utterance.asked, utterance.edge)
         utterance.final = utterance.guess = utterance.doubted = None
 
-    def _stop(self, utterance: _Utterance, end: int, speech_end: int) -> None:
+    def _stop(self, utterance: _Utterance, end: int) -> None:
         utterance.end = end
-        self._events.append(SpeechStopped(utterance.number, speech_end))
         if self._steps:
             self._ask_last(utterance)
         elif utterance.guess is not None and utterance.edge == end:

@@ -107,6 +107,7 @@ class Transcript:
         self._language: str | None = request.options.language
         self._shown = ""
         self._ended = False
+        self._code = 1000
 
     @property
     def patience(self) -> float | None:
@@ -146,12 +147,15 @@ class Transcript:
         return []
 
     def receive_stop(self) -> list[Command]:
-        """Finish; its clients know one ending."""
-        return [] if self._ended else self.receive_nothing()
+        """Finish; the close code says that there was more to hear."""
+        if self._ended:
+            return []
+        self._code = 1012
+        return self.receive_nothing()
 
     def receive_end(self) -> list[Command]:
         """All is told."""
-        return [Close(1000)]
+        return [Close(self._code)]
 
     def encode(self, event: Event, base: int) -> list[Command]:
         """The transcript, if it grew."""

@@ -37,6 +37,7 @@ from streaming.events import (
     SpeechStarted,
     SpeechStopped,
 )
+from streaming.segmenter import SPLIT_AT
 from streaming.types import RATE, Options, Samples, Word
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class _Turn:
     item: str
     start: int
     transcribed: bool
+    """Its text is wanted. While it is not committed, a session.update may still ask for it."""
     manual: bool = False
     """The client is to commit it; any speech meanwhile belongs to it."""
     until: int | None = None
@@ -292,6 +294,9 @@ class Realtime:
             # What waits for a commit that the client has just handed to us.
             commands += self._commit()
         self._configuration = after
+        for turn in self._turns:
+            if not turn.committed:
+                turn.transcribed = after.transcription is not None
         if after.manual and not before.manual:
             self._take_over()
         elif before.manual and not after.manual:
@@ -360,7 +365,9 @@ class Realtime:
         return [Open(options)]
 
     def _options(self) -> Options:
-        options = self._configuration.options(partials=self._early)
+        options = self._configuration.options(
+            partials=self._early and not self._configuration.whole
+        )
         if options.language is None and not options.languages:
             options = replace(options, language=self._language)
         return options
@@ -407,8 +414,8 @@ class Realtime:
                 turn = self._by_utterance[event.utterance]
                 self._note(turn, event.utterance, event.committed, event.words)
                 return self._flow(turn) if self._early else []
-            case SpeechStopped(number, at):
-                return self._stopped(self._by_utterance[number], base + at)
+            case SpeechStopped(number, at, split):
+                return self._stopped(self._by_utterance[number], base + at, split=split)
             case Final():
                 turn = self._by_utterance.pop(event.utterance)
                 turn.language = event.language or turn.language
@@ -449,11 +456,12 @@ class Realtime:
         turn.utterances.append(_Utterance(number))
         return said
 
-    def _stopped(self, turn: _Turn, at: int) -> list[Command]:
+    def _stopped(self, turn: _Turn, at: int, *, split: bool) -> list[Command]:
         if turn.manual or turn.until is not None:
             return []
-        silence = (self._opened or Options()).endpointing_ms * RATE // 1000
-        end = min(at + silence, self._heard)
+        # The silence that ended the turn belongs to it; one that was cut for its length ends where the next begins.
+        silence = 0 if split else (self._opened or Options()).endpointing_ms * RATE // 1000
+        end = min(at + silence, turn.start + SPLIT_AT, self._heard)
         self._claimed = max(self._claimed, end)
         stopped = self._say(
             "input_audio_buffer.speech_stopped",
@@ -497,6 +505,8 @@ class Realtime:
     def _flow(self, turn: _Turn) -> list[Command]:
         """Deltas for what is committed and not told yet. An utterance waits for the final of the one before it."""
         said: list[Command] = []
+        if not (turn.transcribed or turn.committed):
+            return said
         while turn.utterances:
             utterance = turn.utterances[0]
             news = utterance.text[len(turn.pending) :]

@@ -83,6 +83,11 @@ class Configuration:
         return self.turn_detection is None
 
     @property
+    def whole(self) -> bool:
+        """Turns are transcribed as a whole, once they are over: slower, and a little surer of every word."""
+        return (self.transcription or {}).get("delay") == "xhigh"
+
+    @property
     def logprobs(self) -> bool:
         """Probabilities are asked for."""
         return LOGPROBS in (self.include or ())
