@@ -137,6 +137,8 @@ export class Conversation {
   readonly unconfirmed: number;
   readonly lag: number;
   readonly ended: boolean;
+  /** The resumed session needs audio that is forgotten: leave it. */
+  readonly stale: boolean;
   audio(data: Uint8Array): Gap | null;
   commit(marker?: string): void;
   end(): void;

@@ -20,8 +20,9 @@ const KEEPALIVE = 20_000;
 const MARGIN = 10;
 /** Events kept for a `for await` that has not begun or is slow. Partials are replaced, so these are hundreds of finals. */
 const EVENTS = 1024;
-/** Close codes after which another attempt would fail the same way. */
+/** Close codes after which another attempt would fail the same way, unless the error was one of these. */
 const FATAL = new Set([1002, 1003, 1007, 1008, 1009]);
+const ANEW = new Set(["not_resumable", "unknown_session", "events_gone", "session_limit"]);
 
 /** What went wrong, in a sentence; `code` is the server's, or `unreachable`, `lost`, `closed`, `aborted`. */
 export class OpenSpeechError extends Error {
@@ -48,7 +49,8 @@ export class StreamEvent extends Event {
  * One transcription over any number of connections: what to send next, what an incoming message means. Pure.
  *
  * Audio is addressed by its byte from the start of the stream. It is kept until a final covers it, or until it is
- * older than `bufferSeconds`; so a new session can hear again what the broken one had not finished.
+ * older than `bufferSeconds`. A session that the server kept is resumed: it says from which byte on, and repeats what it
+ * said meanwhile. Where it is gone, a new session hears again what no final covers, and its times go on by `offset`.
  */
 export class Conversation {
   constructor(options = {}) {
@@ -68,18 +70,25 @@ export class Conversation {
     this._sent = 0; // bytes that went into this connection
     this._cursor = 0; // items that went into this connection
     this._safe = 0; // bytes that finals cover
+    this._told = 0; // bytes up to which holes were told
+    this._hole = 0; // bytes of a hole to tell once a session is open
     this._base = 0; // where this session began
     this._session = null;
     this._resumable = false;
-    this._seq = -1;
+    this._seq = -1; // of the last event
+    this._held = -1; // bytes that the session had when it was resumed: commits before them are with it
     this._number = 0; // utterance that this session calls 0
     this._done = 0; // utterances that have their final
+    this._language = null; // of the last final
+    this._agreed = null; // of two in a row, after which the server's sessions keep to it
     this._open = false;
     this._ready = false;
     this._ending = false;
     this._received = 0;
     /** Seconds of audio that the server is behind, as it says itself. */
     this.lag = 0;
+    /** The resumed session cannot go on, for it needs what is forgotten: leave it, a new one begins after the hole. */
+    this.stale = false;
     /** The last message came: nothing more will. */
     this.ended = false;
   }
@@ -128,7 +137,9 @@ export class Conversation {
     }
     this._restart();
     const offset = this._start + this._base / this._perSecond;
-    return JSON.stringify({ type: "start", ...this._options, ...(offset > 0 ? { offset } : {}) });
+    const { language = "auto" } = this._options;
+    const heard = language === "auto" && this._agreed ? { language: this._agreed } : {};
+    return JSON.stringify({ type: "start", ...this._options, ...heard, ...(offset > 0 ? { offset } : {}) });
   }
 
   /** The next message for the connection, binary or text; null if there is none. */
@@ -136,7 +147,10 @@ export class Conversation {
     while (this._ready && this._cursor < this._items.length) {
       const item = this._items[this._cursor];
       this._cursor += 1;
-      if (item.text) return JSON.stringify(item.text);
+      if (item.text) {
+        if (item.at < this._held) continue;
+        return JSON.stringify(item.text);
+      }
       const skip = Math.max(0, this._sent - item.at);
       if (skip >= item.data.byteLength) continue; // the session has it already
       this._sent = item.at + item.data.byteLength;
@@ -149,7 +163,7 @@ export class Conversation {
   receive(text) {
     const message = JSON.parse(text);
     if (message.type === "ready") return this._onReady(message);
-    if (typeof message.seq === "number") this._seq = Math.max(this._seq, message.seq);
+    if (!this._isNew(message)) return [];
     if (typeof message.lag === "number") this.lag = message.lag;
     if (typeof message.received === "number") this._received = this._base + message.received;
     if (typeof message.utterance === "number") message.utterance += this._number;
@@ -162,13 +176,17 @@ export class Conversation {
         this._done = message.utterance + 1;
         this._open = false;
         this._safe = Math.max(this._safe, this._byte(message.end));
+        if (message.text && message.language) {
+          if (message.language === this._language) this._agreed ??= message.language;
+          this._language = message.language;
+        }
         break;
       case "marker": {
-        const at = this._items.findIndex((item) => item.text?.type === "commit");
-        if (at >= 0 && at < this._cursor) {
-          this._items.splice(at, 1);
-          this._cursor -= 1;
-        }
+        const sent = this._items.slice(0, this._cursor);
+        const at = sent.findIndex(({ text }) => text?.type === "commit" && (text.marker ?? null) === (message.marker ?? null));
+        if (at < 0) return []; // the commit was sent again after a resume, and had arrived the first time too
+        this._items.splice(at, 1);
+        this._cursor -= 1;
         break;
       }
       case "ack":
@@ -182,9 +200,12 @@ export class Conversation {
         break;
       case "end":
         // A server that drains may end a session by itself; only the answer to our own `end` is the last word.
-        if (this._ending && message.reason === "client") this.ended = true;
-        else return [];
-        break;
+        if (this._ending && message.reason === "client") {
+          this.ended = true;
+          break;
+        }
+        this._resumable = false;
+        return [];
     }
     this._forget();
     return [message];
@@ -198,20 +219,46 @@ export class Conversation {
 
   _onReady(message) {
     const resumed = message.session === this._session;
+    const from = this._base + message.received;
+    const kept = this._items[0]?.at ?? this._end;
+    if (resumed && from < kept) {
+      // What the session would have to hear next is forgotten here: its times would be wrong from now on.
+      this._resumable = false;
+      this.stale = true;
+      return [];
+    }
     this._ready = true;
     this._session = message.session;
     this._resumable = (message.resumable_seconds ?? 0) > 0;
-    if (resumed) this._rewind(this._base + message.received);
+    if (resumed) this._rewind(from);
     else this._seq = 0;
-    this._received = this._base + message.received;
-    return [{ ...message, resumed, model: message.model ?? null }];
+    this._held = resumed ? from : -1;
+    this._received = from;
+    const opened = { ...message, resumed, model: message.model ?? null };
+    if (!this._hole) return [opened];
+    const gap = { type: "gap", seconds: this._hole / this._perSecond };
+    this._hole = 0;
+    return [opened, gap];
+  }
+
+  /** Whether an event of the session was not heard before; after a resume some might come twice. */
+  _isNew({ type, seq }) {
+    if (typeof seq !== "number") return true;
+    if (type === "error" && seq === 0) return true; // of the connection, which counts nothing
+    if (this._ready && seq <= this._seq) return false;
+    this._seq = Math.max(this._seq, seq);
+    return true;
   }
 
   /** Begin a session at the first byte that no final covers. */
   _restart() {
     const from = Math.max(this._safe, this._items[0]?.at ?? this._end);
+    // The broken session may have heard some that is forgotten here; no final of it came.
+    this._hole += from - Math.min(from, Math.max(this._safe, this._told));
+    this._told = from;
     this._base = from;
     this._session = null;
+    this.stale = false;
     this._number = this._done;
     this._open = false;
     this._rewind(from);
@@ -238,6 +285,7 @@ export class Conversation {
       if (this._cursor > 0) this._cursor -= 1;
     }
     if (lost === 0) return null;
+    this._told = this._items[0]?.at ?? this._end;
     this._sent = Math.max(this._sent, this._items[0]?.at ?? this._end);
     this._resumable = false; // after a hole the session's times would be wrong; a new one begins with an offset
     return { type: "gap", seconds: lost / this._perSecond };
@@ -417,10 +465,12 @@ export class Stream extends EventTarget {
       if (!(error instanceof SyntaxError)) throw error;
       return; // not of this protocol
     }
+    if (this._conversation.stale) this._socket.close(4000, "gap");
     for (const event of events) {
       if (event.type === "ready") this._onReady(event);
       if (event.type === "error" && event.utterance === undefined) this._last = event;
-      if (event.type !== "error" || this._opening === null) this._emit(event);
+      if (event.type === "error" && (this._opening || (this.state === "reconnecting" && ANEW.has(event.code)))) continue;
+      this._emit(event);
     }
     if (this._conversation.ended) this._stop(null);
     else this._flush();
@@ -443,7 +493,7 @@ export class Stream extends EventTarget {
     this._owed = 0;
     const lasts = this._conversation.lost();
     const refused = said !== null && (FATAL.has(code) || this._opening !== null);
-    const fatal = FATAL.has(code) && !["not_resumable", "unknown_session"].includes(said?.code);
+    const fatal = FATAL.has(code) && !ANEW.has(said?.code);
     if (refused && (fatal || this._opening !== null)) {
       this._break(
         new OpenSpeechError(said.message, { code: said.code, param: said.param, retryAfter: said.retry_after, closeCode: code }),
@@ -462,15 +512,16 @@ export class Stream extends EventTarget {
       this._break(new OpenSpeechError("the connection was lost", { code: "lost", closeCode: code }));
     } else {
       this._retryAfter = said?.retry_after ?? 0;
-      this._again(code);
+      this._again(code, ANEW.has(said?.code));
     }
   }
 
   /** Try again after a pause that doubles, with jitter so that a thousand clients do not come back at once. */
-  _again(code) {
+  _again(code, anew = false) {
     const { least, most } = this._reconnect;
     const pause = Math.min(most, least * 2 ** Math.min(this._attempt, 10)) * (0.75 + Math.random() / 2);
-    const delay = Math.max(this._attempt === 0 && code === 1012 ? least / 2 : pause, this._retryAfter);
+    // A server that is there, and only has no such session, needs no pause.
+    const delay = anew ? 0 : Math.max(this._attempt === 0 && code === 1012 ? least / 2 : pause, this._retryAfter);
     this._attempt += 1;
     this._change("reconnecting", { attempt: this._attempt, delay, code });
     this._pending = this._after(delay * 1000, () => {
@@ -623,6 +674,10 @@ export class Capture extends EventTarget {
       this.dispatchEvent(new StreamEvent({ type: "level", level: data.level }));
       this._sink?.(new Int16Array(data.frame));
     };
+    // A call that came in, or another page that took the sound, suspends it on phones.
+    context.addEventListener("statechange", () => {
+      if (!this._stopped && context.state !== "running") context.resume().catch(() => {});
+    });
     for (const track of media.getTracks()) {
       track.addEventListener("ended", () => {
         if (this._stopped) return;

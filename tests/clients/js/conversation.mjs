@@ -59,18 +59,124 @@ const tests = {
     assert.equal(bytes(drained(it)), 2 * second);
   },
   "a session that cannot be resumed is begun anew"() {
+    for (const code of ["not_resumable", "unknown_session", "events_gone"]) {
+      const it = new Conversation({ language: "de" });
+      it.opening();
+      it.receive(ready({ resumable_seconds: 30 }));
+      it.audio(audio(3));
+      drained(it);
+      it.receive(message("final", { seq: 1, utterance: 0, text: "eins", start: 0, end: 1, received: 2 * second }));
+      it.lost();
+      it.opening();
+      it.receive(message("error", { seq: 0, code, message: "gone" }));
+      it.lost();
+      assert.deepEqual(JSON.parse(it.opening()), { type: "start", language: "de", offset: 1 });
+      const [again] = it.receive(ready({ session: "s_2", resumable_seconds: 30 }));
+      assert.equal(again.resumed, false);
+      assert.equal(bytes(drained(it)), 2 * second);
+      const [event] = it.receive(message("final", { seq: 1, utterance: 0, text: "zwei", start: 1, end: 2, received: second }));
+      assert.deepEqual([event.utterance, event.text], [1, "zwei"]);
+      it.lost();
+      assert.deepEqual(JSON.parse(it.opening()), { type: "resume", session: "s_2", last_event: 1 });
+    }
+  },
+  "a new session keeps to the language that the old one had settled on"() {
+    for (const [option, heard, wanted] of [
+      [undefined, ["de"], undefined],
+      [undefined, ["de", "de"], "de"],
+      [undefined, ["de", "en", "en", "de"], "en"],
+      ["auto", ["fr", "fr"], "fr"],
+      ["it", ["fr", "fr"], "it"],
+    ]) {
+      const it = new Conversation({ language: option });
+      it.opening();
+      it.receive(ready());
+      it.audio(audio(9));
+      drained(it);
+      heard.forEach((language, at) => {
+        it.receive(message("final", { seq: at + 1, utterance: at, text: "x", start: at, end: at + 1, received: 9 * second, language }));
+      });
+      it.lost();
+      assert.equal(JSON.parse(it.opening()).language, wanted);
+    }
+  },
+  "events that come twice are heard once, those of a new session all"() {
     const it = new Conversation();
     it.opening();
     it.receive(ready({ resumable_seconds: 30 }));
     it.audio(audio(2));
     drained(it);
+    const final = (seq, utterance) => message("final", { seq, utterance, text: "x", start: utterance, end: utterance + 1, received: second });
+    assert.equal(it.receive(final(1, 0)).length, 1);
     it.lost();
     it.opening();
-    it.receive(message("error", { seq: 0, code: "not_resumable", message: "gone" }));
+    it.receive(ready({ resumable_seconds: 30, received: second }));
+    assert.equal(it.receive(final(1, 0)).length, 0);
+    assert.equal(it.receive(final(2, 1)).length, 1);
+    assert.equal(it.receive(final(2, 1)).length, 0);
+    assert.equal(it.receive(message("error", { seq: 0, code: "replaced", message: "elsewhere" })).length, 1);
+    it.lost();
+    assert.equal(JSON.parse(it.opening()).last_event, 2);
+  },
+  "after a resume a commit that had arrived is not sent again, and no marker is heard twice"() {
+    const it = new Conversation();
+    it.opening();
+    it.receive(ready({ resumable_seconds: 30 }));
+    it.audio(audio(1));
+    it.commit("a");
+    it.audio(audio(1));
+    it.commit("b");
+    it.commit();
+    drained(it);
+    it.lost();
+    it.opening();
+    it.receive(ready({ resumable_seconds: 30, received: 2 * second }));
+    it.end();
+    assert.deepEqual(drained(it).map((each) => JSON.parse(each)), [
+      { type: "commit", marker: "b" },
+      { type: "commit" },
+      { type: "end" },
+    ]);
+    const marks = ["a", "b", null, "b", null].flatMap((marker, at) => it.receive(message("marker", { seq: at + 1, marker, at: 2 })));
+    assert.deepEqual(marks.map(({ marker }) => marker), ["a", "b", null]);
+    // The end is answered once, though it was sent twice.
+    it.lost();
+    assert.equal(JSON.parse(it.opening()).last_event, 5);
+    it.receive(ready({ resumable_seconds: 30, received: 2 * second }));
+    assert.deepEqual(drained(it), ['{"type":"end"}']);
+    assert.equal(it.receive(message("error", { seq: 6, code: "ended", message: "again" })).length, 0);
+    it.receive(message("end", { seq: 7, received: 2 * second, reason: "client" }));
+    assert.equal(it.ended, true);
+  },
+  "a session that wants what is forgotten is left, and the hole told"() {
+    const it = new Conversation({ bufferSeconds: 10 });
+    it.opening();
+    it.receive(ready({ resumable_seconds: 30 }));
+    for (let at = 0; at < 20; at += 1) {
+      it.audio(audio(1));
+      drained(it); // into a connection that carries nothing any more
+    }
+    it.lost();
+    assert.equal(JSON.parse(it.opening()).type, "resume");
+    assert.deepEqual(it.receive(ready({ resumable_seconds: 30, received: 2 * second })), []);
+    assert.equal(it.stale, true);
+    assert.equal(it.next(), null);
+    it.lost();
+    const { type, offset } = JSON.parse(it.opening());
+    assert.deepEqual([type, offset >= 10], ["start", true]);
+    const [, gap] = it.receive(ready({ session: "s_2", resumable_seconds: 30 }));
+    assert.deepEqual(gap, { type: "gap", seconds: offset }); // no final came of any of it
+    assert.equal(bytes(drained(it)) / second, it.seconds - offset);
+  },
+  "a session that the server has ended is not resumed"() {
+    const it = new Conversation();
+    it.opening();
+    it.receive(ready({ resumable_seconds: 30 }));
+    it.audio(audio(2));
+    drained(it);
+    it.receive(message("end", { seq: 1, received: 2 * second, reason: "restart" }));
     it.lost();
     assert.equal(JSON.parse(it.opening()).type, "start");
-    it.receive(ready({ session: "s_2" }));
-    assert.equal(bytes(drained(it)), 2 * second);
   },
   "a commit without its marker is sent again, one with it is not"() {
     const it = new Conversation();
