@@ -75,12 +75,21 @@ class _Cost:
         self.t = self.t * keep + seconds
         self.nt = self.nt * keep + size * seconds
 
+    @property
+    def tried(self) -> bool:
+        """Batches of more than one size were seen."""
+        return self._spread >= 0.05
+
+    @property
+    def _spread(self) -> float:
+        mean = self.n / self.weight
+        return self.nn / self.weight - mean * mean
+
     def predict(self, size: int) -> float:
         mean_n, mean_t = self.n / self.weight, self.t / self.weight
-        spread = self.nn / self.weight - mean_n * mean_n
-        if spread < 0.05:  # one size only so far: believe that every window costs the same
+        if not self.tried:  # one size only so far: believe that every window costs the same
             return mean_t * size / mean_n
-        slope = (self.nt / self.weight - mean_n * mean_t) / spread
+        slope = (self.nt / self.weight - mean_n * mean_t) / self._spread
         slope = min(max(slope, 0.0), mean_t / mean_n)
         return max(mean_t + slope * (size - mean_n), 0.0)
 
@@ -88,6 +97,10 @@ class _Cost:
 class Scheduler:
     """Add jobs; take batches whenever a worker is free; report each when it is done."""
 
+    WORTH = 0.9
+    """What a window may cost in a batch, as a share of what it costs alone, for batches to be worth their delay."""
+    TRY = 64
+    """Batches after which one of several windows is tried, where they were not worth it."""
     BUDGET = 0.12
     """Seconds a batch may take, if one window takes less than half of it."""
     CROWDED = 0.5
@@ -110,6 +123,8 @@ class Scheduler:
         self._running: list[Batch] = []
         self._costs: dict[Hashable, _Cost] = {}  # bounded: keys are few; see done()
         self._served = {False: 0.0, True: 0.0}  # recent seconds of work, by being bulk
+        self._shared = 0.0  # cost of a window in a batch as a share of its cost alone, smoothed
+        self._since = 0  # batches since one of several windows
         # Start-time fair queueing (Goyal, Vin, Cheng, 1996), a window a turn: a short recording does not wait until
         # the long ones before it are done.
         self._turn = 0.0
@@ -163,12 +178,14 @@ class Scheduler:
         queue = self._waiting[lane]
         first = queue[0]
         chosen, budget = [first], self._budget(first.key)
-        most = self.max_batch
+        most = self.max_batch if self._worth() else 1
         if lane is Lane.BULK:
             self._turn = first.deadline
             # Spread over the workers that are free: one that decodes two windows while another idles wastes it.
             free = max(1, min(self._room(), self.workers) - len(self._running))
             most = min(most, max(1, -(-len(queue) // free)))
+            if self.live_streams:
+                budget = self.BUDGET
         # A batch fills up with work of its key: first of its lane, then of the ones below, bulk excepted.
         lanes = [lane] if lane is Lane.BULK else [each for each in Lane if lane <= each < Lane.BULK]
         for each in lanes:
@@ -186,6 +203,7 @@ class Scheduler:
             job.started = now
             if job.lane is Lane.PARTIAL:
                 self._delay += 0.05 * (now - job.added - self._delay)
+        self._since = 0 if len(chosen) > 1 else self._since + 1
         batch = Batch(chosen, lane, self._predict(first.key, len(chosen)))
         self._running.append(batch)
         return batch
@@ -195,7 +213,12 @@ class Scheduler:
         self._running.remove(batch)
         if len(self._costs) > 256:
             self._costs.clear()  # prompts of every length make keys; the costs are learned again at once
-        self._costs.setdefault(batch.jobs[0].key, _Cost()).learn(len(batch.jobs), seconds)
+        key, size = batch.jobs[0].key, len(batch.jobs)
+        cost = self._costs.setdefault(key, _Cost())
+        if size > 1 and cost.weight and (cost.tried or cost.n <= 1.01 * cost.weight):
+            alone = max(cost.predict(1), 1e-6)
+            self._shared += 0.2 * (min(2.0, seconds / size / alone) - self._shared)
+        cost.learn(size, seconds)
         if not self._waiting[Lane.PARTIAL]:
             self._delay *= 0.8  # nobody waits: what was is over
         for bulk in self._served:
@@ -236,6 +259,8 @@ class Scheduler:
             total = self._served[False] + self._served[True]
             if total > 1.0 and self._served[True] < self.BULK_SHARE * total:
                 return Lane.BULK
+        # A long window that begins beside a live decode takes the core that the next live one would have.
+        bulk_may = bulk_may and not (self.live_streams and bulk_running < len(self._running))
         for lane in Lane:
             if self._waiting[lane] and (lane is not Lane.BULK or bulk_may):
                 return lane
@@ -244,6 +269,11 @@ class Scheduler:
     def _room(self) -> int:
         """Workers that bulk may hold."""
         return self.workers - 1 if self.live_streams and self.workers > 1 else self.workers
+
+    def _worth(self) -> bool:
+        """Batches of several windows cost less than their windows one by one. On a CPU they do not, and a final waits
+        for a batch of others where it would wait for one window."""
+        return self._shared < self.WORTH or self._since >= self.TRY
 
     def _predict(self, key: Hashable, size: int) -> float | None:
         cost = self._costs.get(key)

@@ -438,12 +438,9 @@ class Bulk:
             ) as answer:
                 at = 0.0
                 for line in answer.iter_lines():
-                    if line.startswith("data: {"):
-                        said = json.loads(line[6:])
-                        end = said.get("end")
-                        if end is not None:
-                            self.done += end - at
-                            at = end
+                    for segment in json.loads(line[6:]).get("segments", []) if line else []:
+                        self.done += segment["end"] - at
+                        at = segment["end"]
                     if self._stop.is_set():
                         break
 

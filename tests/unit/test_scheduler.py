@@ -214,3 +214,51 @@ def test_a_partial_that_is_replaced_keeps_its_place() -> None:
     assert batch is not None
     assert [job.owner for job in batch.jobs] == ["a"]
     assert batch.jobs[0].deadline == 1.0
+
+
+def test_windows_are_decoded_one_by_one_where_a_batch_costs_as_much() -> None:
+    def sizes(shared: float) -> list[int]:
+        """Of 200 batches, while twenty streams want partials; a further window costs `shared` of the first."""
+        scheduler = Scheduler(1, 8)
+        taken = []
+        for turn in range(200):
+            for owner in range(20):
+                scheduler.add(job(owner, Lane.PARTIAL), turn)
+            batch = scheduler.take(turn)
+            assert batch is not None
+            taken.append(len(batch.jobs))
+            scheduler.done(batch, 0.02 * (1 + shared * (len(batch.jobs) - 1)))
+        return taken
+
+    alike, cheaper = sizes(1.0), sizes(0.1)
+    assert sum(size > 1 for size in alike[100:]) <= 2  # tried now and then
+    assert any(size > 1 for size in alike[100:])
+    assert min(cheaper[100:]) > 4
+
+
+def test_recordings_do_not_begin_beside_a_live_decode_unless_they_starve() -> None:
+    scheduler = Scheduler(2, 8)
+    scheduler.live_streams = 1
+    scheduler.add(job("stream", Lane.PARTIAL), 0)
+    scheduler.add(job("file", Lane.BULK, key="30 s"), 0)
+    live = scheduler.take(0)
+    assert taken(live) == ["stream"]
+    assert scheduler.take(0) is None
+    assert live is not None
+    scheduler.done(live, 5.0)
+    scheduler.add(job("stream", Lane.PARTIAL), 0)
+    assert taken(scheduler.take(0)) == ["file"]  # they had less than a tenth
+    assert taken(scheduler.take(0)) == ["stream"]
+
+
+def test_recordings_are_decoded_a_window_at_a_time_beside_streams() -> None:
+    scheduler = learned(workers=2, seconds=0.2)
+    for _ in range(6):
+        scheduler.add(job("file", Lane.BULK, key="30 s"), 0)
+    alone = scheduler.take(0)
+    assert alone is not None
+    scheduler.done(alone, 0.2 * len(alone.jobs))
+    scheduler.live_streams = 1
+    beside = scheduler.take(0)
+    assert beside is not None
+    assert len(alone.jobs) > len(beside.jobs) == 1
