@@ -33,6 +33,7 @@ from server import (
     openapi,
     pages,
     realtime,
+    sessions,
     sockets,
     transcription_socket,
     transcriptions,
@@ -97,6 +98,16 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
                 expose_headers=["x-request-id"],
             ),
         )
+    held = sessions.Sessions(here)
+
+    @asynccontextmanager
+    async def living(app: Starlette) -> AsyncGenerator[None, None]:
+        async with (lifespan or _nothing)(app):
+            try:
+                yield
+            finally:
+                await held.aclose()
+
     app = Starlette(
         routes=[
             *routes,
@@ -111,12 +122,13 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
             HTTPException: errors.on_http,
             Exception: errors.on_crash,
         },
-        lifespan=lifespan or _nothing,
+        lifespan=living,
     )
     app.router.redirect_slashes = False
     app.router.default = _nowhere
     app.state.context = here
     app.state.keys = keys
+    app.state.sessions = held
     app.state.secrets = realtime.Secrets()
     app.state.openapi = openapi.document(ENDPOINTS, transcriptions.SCHEMAS)
     return app

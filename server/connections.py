@@ -21,6 +21,7 @@ from websockets.exceptions import SecurityError
 from websockets.frames import Frame
 
 from server import errors
+from server.context import PARTING
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +212,7 @@ class Sockets(WebSocketsSansIOProtocol):
     _fragment_bytes = 0
     _held = 0  # bytes of it that the room counts
     _refused: float | None = None  # until when the farewell lasts, if nothing else is left
+    _parting: asyncio.Future[bool] | None = None  # see PARTING
     _pong = b""  # to be sent when the peer reads again
     taken = 0
     """Times that the peer caught up with what there was to send."""
@@ -236,7 +238,26 @@ class Sockets(WebSocketsSansIOProtocol):
         if not self.handshake_complete:
             self.transport.abort()
 
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        if self.response.status_code == 101:
+            # Whether a goodbye arrived is not told by ASGI, and the last words of a session hang on it.
+            self._parting = self.loop.create_future()
+            self.scope["extensions"][PARTING] = self._parting  # type: ignore[assignment]  # ASGI's extensions are empty
+
+    def handle_close(self, event: Frame) -> None:
+        if self.close_sent and self.conn.close_rcvd is not None:
+            # Another code is no answer: the peer left of its own accord, perhaps before our last words.
+            ours = self.conn.close_sent.code if self.conn.close_sent is not None else 1000
+            self._part(self.conn.close_rcvd.code in (ours, 1000))
+        super().handle_close(event)
+
+    def _part(self, answered: bool) -> None:
+        if self._parting is not None and not self._parting.done():
+            self._parting.set_result(answered)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._part(False)
         self._handshake.cancel()
         self._room.sockets -= 1
         self._room.held -= self._held

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from streaming.engine import Engine
     from streaming.models import Catalogue
 
+PARTING = "open_speech.parting"
+"""An extension of a WebSocket's scope: a future that tells whether the peer answered our close, or was gone."""
+
 
 def _metrics() -> Metrics:
     from server.metrics import Metrics

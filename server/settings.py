@@ -124,6 +124,11 @@ class Settings:
     stream_idle_seconds: Annotated[
         float, "limits", "seconds a live stream may send nothing; closed with 1008 beyond"
     ] = 60.0
+    resume_seconds: Annotated[
+        float,
+        "limits",
+        "seconds a live stream is kept after its connection broke, for the client to go on; 0: not at all",
+    ] = 30.0
     max_no_data_seconds: Annotated[
         float, "limits", "faster-whisper-server's socket: seconds without a message that end it"
     ] = 1.0

@@ -1,15 +1,16 @@
-"""The WebSocket shell of the native dialect: one task reads, one writes, one carries events."""
+"""The WebSocket shell of the native dialect: for each connection one task reads and one writes.
+
+What a session is, and what happens to it while nobody is connected, is in `sessions`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Literal, TypeAlias
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.routing import WebSocketRoute
@@ -17,21 +18,16 @@ from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from server import auth, logs
-from server.context import Context, context
-from server.errors import classify
-from server.journal import Journal, Unread
+from server.context import PARTING, Context, context
+from server.journal import unnumbered
 from server.protocols import native
-from server.protocols.native import Audio, Commit, End, KeepAlive, Open, ProtocolError
+from server.protocols.native import KeepAlive, Open, ProtocolError, Resume
+from server.sessions import Part, Session, Sessions, explained, failed, owner
 from streaming.audio import live
-from streaming.audio.live import Source
-from streaming.engine import Stream
-from streaming.errors import AudioError, InputError, OpenSpeechError, Overloaded
-from streaming.types import Samples
+from streaming.errors import OpenSpeechError
 
 log = logging.getLogger(__name__)
 
-ACK = 1.0
-"""Seconds between acknowledgements while audio comes."""
 STALL = 15.0
 """Seconds that one message may take to leave; then the reader is taken for dead."""
 PROTOCOL, KEY_PREFIX = "open-speech", "open-speech-key."
@@ -39,13 +35,10 @@ PROTOCOL, KEY_PREFIX = "open-speech", "open-speech-key."
 
 GRACE, LULL = 1.0, 0.1
 """Seconds for which audio on its way is still taken when the server stops, and of silence that end them early."""
+GOODBYE = 5.0
+"""Seconds that the last words to a peer may take where no session waits for it."""
 STOPPING = "the server is stopping; connect again in a moment"
-
-Reason: TypeAlias = Literal["client", "restart", "idle", "limit", "error"]
-"""Why a session ended, as `end` tells it."""
-
-_MEDIA = ThreadPoolExecutor(4, thread_name_prefix="live media")
-# Containers are decoded here; only what one message completes, so that four threads serve many streams.
+REPLACED = "another connection resumed this session; only that one goes on"
 
 
 async def stream(socket: WebSocket) -> None:
@@ -70,17 +63,13 @@ async def stream(socket: WebSocket) -> None:
         return
     here.working += 1
     try:
-        with here.metrics.session("native") as ending:
-            session = _Session(socket, here)
-            logs.stream_id.set(session.id)
-            await session.run()
-            ending.code(session.code, begun=session.begun)
+        await _Connection(socket, here, key).run()
     finally:
         here.working -= 1
 
 
 class _Refusal(Exception):
-    """The session ends before it began: what the client is told, and the close code."""
+    """The connection ends without a session: what the client is told, and the close code."""
 
     def __init__(self, message: dict[str, Any], code: int) -> None:
         super().__init__(message["message"])
@@ -88,125 +77,109 @@ class _Refusal(Exception):
         self.code = code
 
 
-class _Session:
-    """One conversation. It is over when the journal is closed and all of it has left, or the peer is gone."""
+class _Connection:
+    """One socket: it opens a session or resumes one, carries messages both ways, and leaves it as it is."""
 
-    def __init__(self, socket: WebSocket, here: Context) -> None:
+    def __init__(self, socket: WebSocket, here: Context, key: str | None) -> None:
         self._socket = socket
         self._here = here
+        self._sessions: Sessions = socket.app.state.sessions
+        self._owner = owner(key)
         self._reader = native.Reader(here.settings.language)
-        self._journal = Journal()
-        self.id = "s_" + secrets.token_urlsafe(12)
-        self._stream: Stream | None = None
-        self._writer: native.Writer | None = None
-        self._source: Source | None = None
-        self._bytes = 0  # received and held for good
-        self._told = 0  # of them, by an ack
-        self._told_at = 0.0
-        self._ack_timer: asyncio.TimerHandle | None = None
+        self._session: Session | None = None
         self._patience: asyncio.Timeout | None = None  # while a message is waited for
         self._stopping: float | None = None  # until when audio is still taken, if the server stops
         self._until = time.monotonic() + here.settings.max_stream_seconds
-        self._reason: Reason = "client"
-        self._code = 1000
-        self._work: list[asyncio.Task[None]] = []
-
-    @property
-    def code(self) -> int:
-        """Of the close."""
-        return self._code
-
-    @property
-    def begun(self) -> bool:
-        """The engine took it."""
-        return self._stream is not None
+        self._sending: asyncio.Task[None] | None = None
+        self._done = asyncio.Event()
+        self._replaced = False
+        self._left = False  # the client has said goodbye, or all it waited for
+        self._last: tuple[dict[str, Any], int] | None = None  # an error beside the journal
+        self._heard_all = False  # the journal is at its end
 
     async def run(self) -> None:
         """From the first message to the close."""
-        started = time.monotonic()
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                self._start(self._converse())
-                self._start(self._watch())
-                await self._send()
-                for task in self._work:
+                work = [
+                    tasks.create_task(self._guarded(self._converse())),
+                    tasks.create_task(self._watch()),
+                ]
+                await self._done.wait()
+                if self._sending is not None:
+                    work.append(self._sending)
+                for task in work:
                     task.cancel()
+            await self._part()
         finally:
-            if self._ack_timer is not None:
-                self._ack_timer.cancel()
-            if self._source is not None:
-                self._source.close()
-            if self._stream is not None:
-                await self._stream.aclose()
-            await _close(self._socket, self._code)
-            log.info(
-                "stream %s closed with %d after %.1f s, %d bytes of audio, %d partials shed",
-                self.id,
-                self._code,
-                time.monotonic() - started,
-                self._bytes,
-                self._journal.shed,
-            )
+            if self._session is not None:
+                logs.stream_id.set(self._session.name)
+                self._session.detach(self, over=self._left)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        self._work.append(self._tasks.create_task(self._guarded(work)))
+    async def replace(self) -> None:
+        """See `Connection.replace`."""
+        self._replaced = True
+        self._last = native.error(REPLACED, code="replaced"), 1008
+        self._done.set()
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.gather(self._sending, return_exceptions=True)
+
+    async def _part(self) -> None:
+        """The last words, and the close."""
+        if self._last is not None:
+            if self._session is None:
+                with self._here.metrics.session("native") as ending:
+                    ending.code(self._last[1], begun=False)
+            await _last_words(self._socket, *self._last)
+        elif self._heard_all:
+            assert self._session is not None
+            await _close(self._socket, self._session.code)
+            # The client may have lost the connection just before its last words: only its answer tells.
+            parting = self._socket.scope.get("extensions", {}).get(PARTING)
+            if parting is not None:
+                async with asyncio.TaskGroup() as tasks:
+                    stopping = tasks.create_task(self._here.stopping.wait())
+                    await asyncio.wait([parting, stopping], return_when=asyncio.FIRST_COMPLETED)
+                    stopping.cancel()
+                self._left = parting.done() and parting.result()
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run, and turn a fault that ends the session at once into its message and its close code."""
+        """Run, and turn what ends the connection into its last message."""
         try:
             await work
-        except WebSocketDisconnect:
-            self._hang_up(None, 1006)
+        except WebSocketDisconnect as gone:
+            self._left = gone.code == 1000
         except _Refusal as refusal:
-            self._hang_up(refusal.message, refusal.code)
+            self._last = refusal.message, refusal.code
         except OpenSpeechError as fault:
-            self._hang_up(*_explained(fault))
+            self._last = explained(fault)
         except Exception:
-            log.exception("stream %s failed", self.id)
-            told = native.error("the server failed; its log says why", code="internal_error")
-            self._hang_up(told, 1011)
-
-    def _hang_up(self, last: dict[str, Any] | None, code: int) -> None:
-        self._code = code
-        self._journal.close(last)
+            log.exception("a connection failed")
+            self._last, self._left = (failed(), 1011), True
+        self._done.set()
 
     # What comes in.
 
     async def _converse(self) -> None:
-        """Take messages in until somebody ends the session; then what was heard becomes text."""
-        try:
-            await self._listen()
-            await self._finish()
-        except InputError as fault:
-            if self._stream is None:
-                raise
-            # What came before the fault is good: the session says what is wrong, and then what it heard.
-            message, self._code = _explained(fault)
-            self._reason = "error"
-            self._journal.put(message)
-            await self._stream.end()
-        await self._discard()
-
-    async def _listen(self) -> None:
         """Do what the client says until it, the server or a limit ends the session."""
-        for command in self._reader.receive_query(self._socket.query_params.multi_items()):
-            await self._do(command)
-        while True:
+        for opening in self._reader.receive_query(self._socket.query_params.multi_items()):
+            await self._do(opening)
+        while self._session is None or not self._session.ended:
             try:
                 message = await self._receive()
             except TimeoutError:
-                self._part()
-                return
+                await self._finish()
+                break
             for command in self._commands(message):
                 await self._do(command)
-                if isinstance(command, End):
-                    return
+        await self._discard()
 
     async def _receive(self) -> Message:
         """The next message. Raises TimeoutError when the session is to end without one."""
         wait, now = self._here.settings.stream_idle_seconds, time.monotonic()
-        until = self._until
+        until = self._until if self._session is None else self._session.until
         if self._stopping is not None:
             wait, until = LULL, self._stopping
         if now >= until:
@@ -220,42 +193,43 @@ class _Session:
             raise WebSocketDisconnect(message.get("code", 1005))
         return message
 
-    def _part(self) -> None:
-        """The session ends though the client did not say so. Raises _Refusal if it had not begun."""
-        settings = self._here.settings
-        told: dict[str, Any] | None = None
+    async def _finish(self) -> None:
+        """The session ends though the client did not say so. Raises _Refusal if there is none."""
+        settings, session = self._here.settings, self._session
         if self._stopping is not None:
-            self._reason, self._code = "restart", 1012
-            if self._stream is None:
-                told = native.error(STOPPING, code="stopping", retry_after=5)
-        elif time.monotonic() >= self._until:
-            self._reason, self._code = "limit", 1008
+            if session is None:
+                raise _Refusal(native.error(STOPPING, code="stopping", retry_after=5), 1012)
+            part = Part("restart", 1012)
+        elif time.monotonic() >= (self._until if session is None else session.until):
             told = native.error(
                 f"the session has lasted {settings.max_stream_seconds:g} s, the longest allowed here;"
                 " go on in a new one with offset",
                 code="session_limit",
             )
+            part = Part("limit", 1008, told)
         else:
-            self._reason, self._code = "idle", 1008
             told = native.error(
                 f"nothing came for {settings.stream_idle_seconds:g} s; send audio or"
                 ' {"type": "keepalive"}',
                 code="idle_timeout",
             )
-        if self._stream is None:
-            assert told is not None
-            raise _Refusal(told, self._code)
-        if told is not None:
-            self._journal.put(told)
+            part = Part("idle", 1008, told)
+        if session is None:
+            assert part.told is not None
+            raise _Refusal(part.told, part.code)
+        await session.do(part, self)
 
-    def _commands(self, message: Message) -> list[native.Command]:
+    def _commands(self, message: Message) -> list[native.Command | Part]:
         try:
-            return self._parsed(message)
+            return [*self._parsed(message)]
         except ProtocolError as fault:
-            if self._stream is None or fault.code == "too_big":
+            if self._session is None:
                 raise
+            if fault.code == "too_big":
+                told, code = explained(fault)
+                return [Part("error", code, told)]
             # A slip in the middle costs nobody a word: say what was expected, and go on.
-            self._journal.put(_explained(fault)[0])
+            self._session.tell(explained(fault)[0])
             return []
 
     def _parsed(self, message: Message) -> list[native.Command]:
@@ -263,68 +237,51 @@ class _Session:
             return self._reader.receive_bytes(data)
         return self._reader.receive_text(message.get("text") or "")
 
-    async def _do(self, command: native.Command) -> None:
+    async def _do(self, command: native.Command | Part) -> None:
         match command:
             case Open(opening):
                 await self._open(opening)
-            case Audio(data):
-                await self._hear(data)
-            case Commit(marker):
-                assert self._stream is not None
-                await self._stream.commit(marker)
-            case KeepAlive() | End():
+            case Resume(session, last_event):
+                await self._resume(session, last_event)
+            case KeepAlive():
                 pass
+            case _:
+                assert self._session is not None
+                await self._session.do(command, self)
 
     async def _open(self, opening: native.Opening) -> None:
+        self._refuse_while_stopping()
+        source = live.source(opening.encoding, opening.sample_rate, opening.channels)
+        stream = await self._here.engine.open_stream(opening.options)
+        session = Session(self._sessions, stream, source, opening, self._reader, self._owner)
+        if self._stopping is not None:  # it stopped while the model loaded; the audio waits unread
+            self._stopping = session.stop_at = time.monotonic() + GRACE
+        self._sessions.add(session)
+        self._session = session
+        logs.stream_id.set(session.name)
+        session.begin(self)
+        self._sending = self._tasks.create_task(self._send(None))
+
+    async def _resume(self, name: str, last_event: int) -> None:
+        self._refuse_while_stopping()
+        session = self._sessions.find(name, self._owner)
+        ready = await session.resume(self, last_event)
+        self._session, self._reader = session, session.reader
+        logs.stream_id.set(session.name)
+        if self._replaced:  # by yet another one, in the meantime
+            return
+        session.stop_at = self._stopping
+        self._sending = self._tasks.create_task(self._send(unnumbered(ready)))
+
+    def _refuse_while_stopping(self) -> None:
         if self._here.draining:
             raise _Refusal(native.error(STOPPING, code="stopping", retry_after=5), 1012)
-        self._source = live.source(opening.encoding, opening.sample_rate, opening.channels)
-        self._writer = native.Writer(self.id, opening)
-        self._stream = await self._here.engine.open_stream(opening.options)
-        if self._stopping is not None:  # it stopped while the model loaded; the audio waits unread
-            self._stopping = time.monotonic() + GRACE
-        self._journal.put(self._writer.ready(self._stream.model))
-        self._start(self._carry(self._stream, self._writer))
-        log.info("stream %s opened, model %s", self.id, self._stream.model)
-
-    async def _hear(self, data: bytes) -> None:
-        """Audio, in pieces that hold the loop only briefly; each counts as received once the engine has it."""
-        assert self._source is not None
-        size = self._source.piece or len(data)
-        for at in range(0, len(data), size):
-            if self._stopping is not None and time.monotonic() >= self._stopping:
-                return  # the client knows by `received` where to go on
-            piece = data[at : at + size]
-            await self._pour(self._source.decode(piece))
-            self._bytes += len(piece)
-            self._acknowledge()
-            await asyncio.sleep(0)
-
-    async def _pour(self, samples: Iterator[Samples]) -> None:
-        """Into the engine, which lets us wait when it is behind."""
-        assert self._source is not None
-        assert self._stream is not None
-        loop = asyncio.get_running_loop()
-        while True:
-            if self._source.blocking:
-                found = await loop.run_in_executor(_MEDIA, next, samples, None)
-            else:
-                found = next(samples, None)
-            if found is None:
-                return
-            if len(found):
-                await self._stream.send(found)
-
-    async def _finish(self) -> None:
-        """No more audio."""
-        assert self._source is not None
-        assert self._stream is not None
-        await self._pour(self._source.flush())
-        await self._stream.end()
 
     async def _discard(self) -> None:
         """Read on while the last words leave: a peer that goes away is noticed, and one that talks on is told."""
-        told = self._reason != "client"
+        session = self._session
+        assert session is not None
+        told = session.reason != "client"
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
@@ -334,68 +291,35 @@ class _Session:
                     self._parsed(message)
             except ProtocolError as fault:
                 told = True
-                self._journal.put(_explained(fault)[0])
+                session.tell(explained(fault)[0])
 
     async def _watch(self) -> None:
         """Wake the reader when the server stops."""
         await self._here.stopping.wait()
         self._stopping = time.monotonic() + GRACE
+        if self._session is not None:
+            self._session.stop_at = self._stopping
         if self._patience is not None:
             self._patience.reschedule(asyncio.get_running_loop().time() + LULL)
 
     # What goes out.
 
-    async def _carry(self, stream: Stream, writer: native.Writer) -> None:
-        """Events of the engine into the journal, and the end after the last."""
-        async for event in stream:
-            self._journal.put(writer.event(event, self._bytes, stream.lag))
-        self._journal.close(writer.end(self._bytes, self._reason))
-
-    def _acknowledge(self) -> None:
-        """Once a second while audio comes, and once after it."""
-        wait = self._told_at + ACK - time.monotonic()
-        if wait <= 0:
-            self._ack()
-        elif self._ack_timer is None:
-            self._ack_timer = asyncio.get_running_loop().call_later(wait, self._ack)
-
-    def _ack(self) -> None:
-        assert self._writer is not None
-        assert self._stream is not None
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
-        if self._told < self._bytes:
-            self._told, self._told_at = self._bytes, time.monotonic()
-            with suppress(Unread):  # the next message that is put ends the session
-                self._journal.put(self._writer.ack(self._bytes, self._stream.lag))
-
-    async def _send(self) -> None:
+    async def _send(self, first: str | None) -> None:
         """Messages to the client; ends with the journal, or when the client reads no more."""
-        while (text := await self._journal.take()) is not None:
-            try:
+        session = self._session
+        assert session is not None
+        text = first
+        try:
+            while text is not None or (text := await session.journal.take()) is not None:
                 async with asyncio.timeout(STALL):
                     await self._socket.send_text(text)
-            except (TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
-                self._code = 1006
-                return
-
-
-def _explained(fault: OpenSpeechError) -> tuple[dict[str, Any], int]:
-    """The message about a fault, and the close code if it ends the session."""
-    match fault:
-        case ProtocolError():
-            told = native.error(fault.message, code=fault.code, param=fault.param)
-            return told, 1009 if fault.code == "too_big" else 1008
-        case Unread():
-            return native.error(fault.message, code="slow_reader"), 1008
-        case Overloaded():
-            told = native.error(fault.message, code="overloaded", retry_after=fault.retry_after)
-            return told, 1013
-        case _:
-            param = None if isinstance(fault, AudioError) else fault.param
-            told = native.error(fault.message, code=classify(fault)[1] or "failed", param=param)
-            return told, 1008 if isinstance(fault, InputError) else 1011
+                text = None
+            self._heard_all = True
+        except TimeoutError:
+            pass
+        except (WebSocketDisconnect, RuntimeError, OSError):
+            return  # the reader takes what came before the peer went, and sees how it went
+        self._done.set()
 
 
 def _origin_allowed(socket: WebSocket, here: Context) -> bool:
@@ -409,21 +333,19 @@ def _origin_allowed(socket: WebSocket, here: Context) -> bool:
 
 
 async def _last_words(socket: WebSocket, message: dict[str, Any], code: int) -> None:
-    """Say why, before any session exists."""
-    journal = Journal()
-    journal.close(message)
-    text = await journal.take()
-    assert text is not None
-    with suppress(WebSocketDisconnect, RuntimeError, OSError):
-        await socket.send_text(text)
+    """Say why, where no journal does."""
+    with suppress(WebSocketDisconnect, RuntimeError, OSError, TimeoutError):
+        async with asyncio.timeout(GOODBYE):
+            await socket.send_text(unnumbered(message))
     await _close(socket, code)
 
 
 async def _close(socket: WebSocket, code: int) -> None:
     """Close, unless the peer is gone already: it may go at any moment."""
-    if socket.application_state is WebSocketState.CONNECTED and code != 1006:
-        with suppress(WebSocketDisconnect, RuntimeError, OSError):
-            await socket.close(code)
+    if socket.application_state is WebSocketState.CONNECTED:
+        with suppress(WebSocketDisconnect, RuntimeError, OSError, TimeoutError):
+            async with asyncio.timeout(GOODBYE):
+                await socket.close(code)
 
 
 ROUTES = [WebSocketRoute("/v1/audio/transcriptions/stream", stream)]

@@ -52,7 +52,9 @@ ERRORS = {
     "started": "`start` came in a running session; nothing was changed",
     "ended": "something came after `end`",
     "too_big": "a message is larger than allowed",
-    "not_resumable": "`resume` is not offered by this server",
+    "unknown_session": "there is nothing to resume: the session is over, not yours, or never was; begin a new one",
+    "events_gone": "events after `last_event` are no longer kept; begin a new session",
+    "replaced": "another connection resumed the session",
     "model_not_found": "the model is not in the catalogue",
     "model_unavailable": "the model cannot be loaded or fetched",
     "model_unloaded": "the model was unloaded by force while in use",
@@ -100,6 +102,15 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on with a session whose connection broke."""
+
+    session: str = field(repr=False)
+    last_event: int
+    """`seq` of the last message that arrived."""
+
+
+@dataclass(frozen=True, slots=True)
 class Audio:
     """Bytes in the session's encoding, cut anywhere; of `opus` one packet."""
 
@@ -123,7 +134,7 @@ class End:
     """No more audio."""
 
 
-Command: TypeAlias = Open | Audio | Commit | KeepAlive | End
+Command: TypeAlias = Open | Resume | Audio | Commit | KeepAlive | End
 
 
 class _State(Enum):
@@ -138,11 +149,16 @@ class Reader:
     def __init__(self, language: str | None = None) -> None:
         self._language = language
         self._state = _State.OPENING
+        self._resumed = False
 
     @property
     def opened(self) -> bool:
         """The session's options are known."""
         return self._state is not _State.OPENING
+
+    def receive_resumed(self) -> None:
+        """Another connection carries the conversation on. What the old one said may come again."""
+        self._resumed = True
 
     def receive_query(self, query: Iterable[tuple[str, str]]) -> list[Command]:
         """The query of the handshake. Options in it open the session at once. Raises ProtocolError."""
@@ -188,10 +204,12 @@ class Reader:
                 self._state = _State.ENDED
                 return commands
             case "resume":
-                raise ProtocolError(
-                    "this server cannot resume a session; start a new one with offset",
-                    code="not_resumable",
-                )
+                if self._state is not _State.OPENING:
+                    raise ProtocolError(
+                        "resume came in a running session; it must be the first message of a connection",
+                        code="started",
+                    )
+                return [_resume(message)]
             case None:
                 raise ProtocolError(
                     'the message has no type; expected is an object such as {"type": "end"}'
@@ -204,6 +222,8 @@ class Reader:
 
     def _running(self, command: Command, name: str) -> list[Command]:
         if self._state is _State.ENDED:
+            if self._resumed:
+                return []  # the client cannot know that it arrived
             raise ProtocolError(f"{name} came after end; open a new session", code="ended")
         if self._state is _State.OPENING:
             return [*self._open({}), command]
@@ -285,15 +305,15 @@ class Writer:
         self._session = session
         self._opening = opening
 
-    def ready(self, model: str) -> dict[str, Any]:
-        """The answer to every opening."""
+    def ready(self, model: str, received: int, resumable: float) -> dict[str, Any]:
+        """The answer to every opening; `resumable` in seconds."""
         return {
             "type": "ready",
             "session": self._session,
             "model": model,
             "sample_rate": self._opening.sample_rate,
-            "received": 0,
-            "resumable_seconds": 0,
+            "received": received,
+            "resumable_seconds": resumable,
         }
 
     def event(self, event: Event, received: int, lag: float) -> dict[str, Any]:
@@ -446,6 +466,21 @@ def _language(given: dict[str, Any]) -> str | None:
             param="language",
         )
     return code
+
+
+def _resume(message: dict[str, Any]) -> Resume:
+    session, last = message.get("session"), message.get("last_event")
+    if not isinstance(session, str) or not session:
+        raise ProtocolError(
+            f"session is {_shown(session)}; it must be the session that ready named",
+            param="session",
+        )
+    if isinstance(last, bool) or not isinstance(last, int) or not 0 <= last <= 2**53:
+        raise ProtocolError(
+            f"last_event is {_shown(last)}; it must be the seq of the last message that arrived",
+            param="last_event",
+        )
+    return Resume(session, last)
 
 
 def _marker(value: Any) -> str | None:

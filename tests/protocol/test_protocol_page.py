@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from server import journal, sockets
+from server import journal, sessions, sockets
 from server.errors import _TABLE
 from server.protocols import native
 from server.settings import Settings
@@ -106,7 +106,7 @@ def test_every_message_has_the_fields_of_the_table() -> None:
     plain = native.Writer("s_x", native.Opening())
     word = (Word(" one", 0, 100, 0.9),)
     made = [
-        writer.ready("toy"),
+        writer.ready("toy", 0, 30.0),
         writer.ack(1, 0.0),
         writer.end(1, "client"),
         native.error("no", code="overloaded"),
@@ -158,9 +158,8 @@ def test_a_client_may_send_what_the_table_says_and_nothing_else() -> None:
             continue
         reader = native.Reader()
         if kind == "resume":
-            with pytest.raises(native.ProtocolError) as caught:
-                reader.receive_text(json.dumps({"type": kind}))
-            assert caught.value.code == "not_resumable"
+            asked = {"type": kind, "session": "s_x", "last_event": 0}
+            assert reader.receive_text(json.dumps(asked)) == [native.Resume("s_x", 0)]
         else:
             assert reader.receive_text(json.dumps({"type": kind}))
     with pytest.raises(native.ProtocolError):
@@ -170,7 +169,9 @@ def test_a_client_may_send_what_the_table_says_and_nothing_else() -> None:
 def test_the_codes_are_those_of_the_code() -> None:
     assert {name: row[0] for name, row in table("code").items()} == native.ERRORS
     assert {int(name): row[0] for name, row in table("close").items()} == native.CLOSES
-    source = "".join(Path(module.__file__ or "").read_text("utf-8") for module in (sockets, native))
+    source = "".join(
+        Path(module.__file__ or "").read_text("utf-8") for module in (sessions, sockets, native)
+    )
     assert set(re.findall(r'code="(\w+)"', source)) <= set(native.ERRORS)
     told = {code for _, _, code in _TABLE if code} - {
         "audio_too_long",
@@ -180,7 +181,7 @@ def test_the_codes_are_those_of_the_code() -> None:
     }  # of files
     assert told <= set(native.ERRORS)
     reasons = fields(second_table("message", 1)["end"][1])[0]
-    assert reasons == set(get_args(sockets.Reason))
+    assert reasons == set(get_args(sessions.Reason))
 
 
 def test_the_limits_are_those_of_the_code() -> None:
@@ -192,6 +193,8 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert rows["streams at a time"][0].startswith(f"{settings.max_streams} ")
     assert rows["bytes of a container without any sound"] == [f"{containers.BARREN // 2**20} MiB"]
     assert f"Up to {LAG // RATE} s of undecided audio" in PAGE
+    assert f"outlives its connection by {settings.resume_seconds:g} s" in PAGE
+    assert f"or {journal.KEPT_BYTES // 2**20} MiB of them" in PAGE
     waits = f"{journal.MESSAGES}\nmessages or {journal.BYTES // 2**20} MiB wait, or nothing leaves for {sockets.STALL:g} s"
     assert waits in PAGE
     assert f"at most {settings.drain_seconds:g} s" in PAGE

@@ -201,7 +201,7 @@ def test_how_sessions_end_is_told() -> None:
             assert json.loads(await socket.recv())["type"] == "error"
             await socket.wait_closed()
 
-    with running(with_engine(talker)) as url:
+    with running(with_engine(talker, resume_seconds=0.0)) as url:
         asyncio.run(refused(url))
         asyncio.run(leave(url))
         assert talker.streams[0].closed.wait(10)
@@ -248,4 +248,5 @@ def test_a_websocket_has_a_request_id_and_its_log_lines_too(
         if line.get("request") == request and line["logger"].startswith("server")
     ]
     assert len(about) >= 2
-    assert all(line["stream"] == session for line in about)
+    # Whoever knows the whole name may resume the session, so the log has its beginning.
+    assert all(line["stream"] == session[:10] for line in about)

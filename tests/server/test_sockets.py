@@ -404,7 +404,7 @@ def test_a_sender_that_is_held_back_is_not_taken_for_dead() -> None:
 
 
 def test_a_peer_that_answers_no_ping_is_taken_for_dead() -> None:
-    with serving(ping=0.1) as (talker, url):
+    with serving(ping=0.1, resume_seconds=0.0) as (talker, url):
         address = urlsplit(url)
         with create_connection((address.hostname or "", address.port or 0), timeout=20) as deaf:
             deaf.sendall(

@@ -137,7 +137,12 @@ class Server:
             case "resume":
                 found = self.sessions.get(given["session"])
                 if found is None:
-                    fault = {"type": "error", "seq": 0, "code": "not_resumable", "message": "gone"}
+                    fault = {
+                        "type": "error",
+                        "seq": 0,
+                        "code": "unknown_session",
+                        "message": "gone",
+                    }
                     self.out.extend([fault, 1008])
                     return
                 self.session = found

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from server.journal import BYTES, MESSAGES, Journal, Unread
+from server.journal import BYTES, KEPT_BYTES, KEPT_MESSAGES, MESSAGES, Journal, Unread
 
 
 def partial(utterance: int, revision: int) -> dict[str, object]:
@@ -66,3 +66,63 @@ def test_one_ack_waits_at_most_and_it_is_the_newest() -> None:
     for received in (1, 2, 3):
         journal.put({"type": "ack", "received": received})
     assert [each["received"] for each in left(journal)] == [3]
+
+
+def taken(journal: Journal, count: int) -> list[dict[str, object]]:
+    async def take() -> list[dict[str, object]]:
+        return [json.loads(await journal.take() or "null") for _ in range(count)]
+
+    return asyncio.run(take())
+
+
+def test_what_has_left_comes_again_with_its_number_and_then_what_waits() -> None:
+    journal = Journal(keep=10.0)
+    for number in range(5):
+        journal.put(final(number))
+    first = taken(journal, 4)
+    journal.put(partial(5, 1))
+    journal.put(partial(5, 2))
+    for last in (0, 1, 1):
+        journal.rewind(last)
+        assert taken(journal, 3 - last) == first[last + 1 :]
+    assert (journal.first, journal.last) == (2, 3)
+    found = left(journal)
+    assert [each["seq"] for each in found] == [4, 5]
+    assert found[-1]["revision"] == 2
+
+
+def test_a_partial_that_has_left_keeps_its_number_and_a_newer_one_gets_another() -> None:
+    journal = Journal(keep=10.0)
+    journal.put(partial(0, 1))
+    assert taken(journal, 1)[0]["revision"] == 1
+    journal.put(partial(0, 2))
+    journal.put(partial(0, 3))
+    journal.rewind(-1)
+    assert [(each["seq"], each["revision"]) for each in left(journal)] == [(0, 1), (1, 3)]
+
+
+def test_what_has_left_is_let_go_in_time_and_beyond_its_bounds() -> None:
+    clock = iter(range(1000))
+    journal = Journal(keep=20.0, clock=lambda: float(next(clock)))  # two looks at it a message
+    for number in range(100):
+        journal.put(final(number))
+        taken(journal, 1)
+    assert journal.first == 90
+    journal = Journal(keep=10.0)
+    for number in range(KEPT_MESSAGES + 100):
+        journal.put(final(number))
+        taken(journal, 1)
+    assert journal.first == 100
+    for number in range(10):
+        journal.put(final(number, "x" * (KEPT_BYTES // 4)))
+        taken(journal, 1)
+    assert journal.size <= KEPT_BYTES
+    assert journal.last - journal.first < 4
+
+
+def test_nothing_is_kept_where_nobody_may_come_back() -> None:
+    journal = Journal()
+    journal.put(final(0))
+    taken(journal, 1)
+    assert journal.size == 0
+    assert journal.first == 1

@@ -48,6 +48,9 @@ KEPT = 120.0
 MARGIN = 5.0
 """Seconds of supposed silence that are kept: speech may have begun in them without a word from the server yet."""
 
+UNRESUMABLE = ("unknown_session", "events_gone")
+"""Answers to a resume that say: begin a new session."""
+
 
 class State(Enum):
     """Where the stream stands."""
@@ -191,9 +194,9 @@ class Conversation:
         self.state = State.APART
         said = fault.message if fault is not None else reason
         name = fault.code if fault is not None else None
-        if code == 1012 or (opening and name == "not_resumable"):
+        if code == 1012 or (opening and name in UNRESUMABLE):
             self._forget_session()
-        if opening and name == "not_resumable":
+        if opening and name in UNRESUMABLE:
             self._break(ConnectionLost("the server no longer knows the session"))
         elif name == "session_limit" and self._rate:
             self._forget_session()
