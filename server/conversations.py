@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -27,8 +28,9 @@ AHEAD = 30 * RATE
 """Samples that may wait for the engine while it loads a model or is behind; then messages are read more slowly."""
 SLOWLY = 1.0
 """Seconds that one message is then held back; never for ever, because a peer whose pongs are not read looks dead."""
-GRACE, LULL = 1.0, 0.1
-"""Seconds for which audio on its way is still taken when the server stops, and of silence that end them early."""
+GRACE, TICK, TICKS = 1.0, 0.01, 10
+"""Seconds for which audio on its way is still taken when the server stops. It ends early after so many ticks in a row
+without a message: ticks and not their time, because in a busy loop what has arrived is not read at once."""
 STALL = 10.0
 """Seconds that one message may take to leave; then the reader is taken for dead."""
 UNREAD = 4096
@@ -97,7 +99,7 @@ class Conversation:
         )  # at most two: the next opens when the last is drained
         self._sent = 0
         self._begun = False
-        self._arrived = asyncio.Event()  # a message came; looked at only while the server stops
+        self._arrived = False  # a message came; looked at only while the server stops
         self._reading = (
             asyncio.Lock()
         )  # a message is read in a thread; the server may stop meanwhile
@@ -169,7 +171,7 @@ class Conversation:
                 continue
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(message.get("code", 1005))
-            self._arrived.set()
+            self._arrived = True
             data: str | bytes | None = message.get("text")
             if data is None:
                 data = message.get("bytes") or b""
@@ -214,12 +216,11 @@ class Conversation:
     async def _watch(self) -> None:
         """Tell the dialect when the server stops, once the audio that was on its way is here."""
         await self._here.stopping.wait()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE):
-                while True:
-                    self._arrived.clear()
-                    async with asyncio.timeout(LULL):
-                        await self._arrived.wait()
+        until, quiet = time.monotonic() + GRACE, 0
+        while quiet < TICKS and time.monotonic() < until:
+            self._arrived = False
+            await asyncio.sleep(TICK)
+            quiet = 0 if self._arrived else quiet + 1
         async with self._reading:
             self._do(self._dialect.receive_stop())
 
