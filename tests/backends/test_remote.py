@@ -87,8 +87,8 @@ def test_what_was_at_work_when_the_process_died_is_decoded_again(start: Start) -
     backend.restarted = lambda: noticed.append(None)
     before = backend.pid
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda word: _says(backend, word), [1, 59, 2, 3]))
-    assert found == [_spoken(word) for word in (1, 59, 2, 3)]
+        found = list(pool.map(lambda word: _says(backend, word, 62), [1, 59, 2, 3]))
+    assert found == [_spoken(word, 62) for word in (1, 59, 2, 3)]
     assert backend.pid != before
     assert backend.restarts == 1
     assert len(noticed) == 1
@@ -110,7 +110,7 @@ def test_audio_that_kills_is_refused_and_its_neighbours_are_not(
     monkeypatch.setattr(remote, "DEATHS", 100)
     backend = start()
     with ThreadPoolExecutor(2) as pool:
-        deadly_one = pool.submit(_says, backend, 60)
+        deadly_one = pool.submit(_says, backend, 60, 62)
         others = [pool.submit(_says, backend, word) for word in range(20)]
         with pytest.raises(BackendError, match="died each time it heard this audio"):
             deadly_one.result(60)
@@ -126,7 +126,7 @@ def test_a_crash_loop_ends_in_a_clear_error_and_is_tried_again_after_a_rest(
     backend = start()
     for _ in range(remote.DEATHS):
         with pytest.raises((BackendError, ModelUnavailable)):
-            _says(backend, 60)
+            _says(backend, 60, 62)
     with pytest.raises(ModelUnavailable, match=r"SIGABRT.*in a row.*tried again in 30 s"):
         _says(backend, 1)
     assert backend.pid is None
@@ -149,7 +149,7 @@ def test_a_decode_that_hangs_is_cut_and_the_next_goes_on(
     monkeypatch.setattr(remote, "PULSE", 0.05)
     backend = start(patience=0.2)
     with pytest.raises(BackendError, match="died each time"):
-        _says(backend, 58)
+        _says(backend, 58, 62)
     assert _says(backend, 7) == _spoken(7)
 
 
@@ -181,12 +181,12 @@ def test_a_slow_decode_is_left_alone_while_the_process_lives(
 def test_faults_of_the_device_are_told_and_a_broken_one_gets_a_new_process(start: Start) -> None:
     backend = start()
     with pytest.raises(BackendError, match="too little free memory"):
-        _says(backend, 57)
+        _says(backend, 57, 62)
     with pytest.raises(BackendError, match="failed on this audio"):
-        _says(backend, 55)
+        _says(backend, 55, 62)
     assert backend.restarts == 0
     with pytest.raises(BackendError, match="died each time"):
-        _says(backend, 56)
+        _says(backend, 56, 62)
     assert backend.restarts == remote.ATTEMPTS - 1
     assert _says(backend, 1) == _spoken(1)
 
@@ -207,7 +207,7 @@ def test_unloading_ends_calls_and_process(start: Start) -> None:
     backend = start()
     pid = backend.pid
     with ThreadPoolExecutor(1) as pool:
-        hanging = pool.submit(_says, backend, 58)
+        hanging = pool.submit(_says, backend, 58, 62)
         threading.Timer(0.1, backend.interrupt).start()
         with pytest.raises(ModelGone, match="unloaded"):
             hanging.result(30)

@@ -1,6 +1,6 @@
 """`open-speech serve` as its command starts it, but that speech is what is loud: so the scripted recogniser's words can
 be counted. `FAULTS` may hold a JSON object of module attributes to set before the start, such as shorter deadlines;
-`GET /counters` tells what is at work."""
+with `DEADLY` some words harm the recogniser, see `tests.deadly`. `GET /counters` tells what is at work."""
 
 from __future__ import annotations
 
@@ -38,13 +38,18 @@ def main() -> int:
     from starlette.routing import Route
 
     from server import assembly, cli
+    from streaming import backends
     from streaming.vad import silero
+    from tests import deadly
 
     for name, value in json.loads(os.environ.get("FAULTS", "{}")).items():
         module, _, attribute = name.rpartition(".")
         loaded = importlib.import_module(module)
         assert hasattr(loaded, attribute), name
         setattr(loaded, attribute, value)
+    if os.environ.get("DEADLY"):
+        installed = backends.loaders()
+        backends.loaders = lambda: installed | {"scripted": deadly.LOADER}
     silero.Silero = Loudness  # type: ignore[assignment, misc]
     make = assembly.make_app
 

@@ -1,0 +1,345 @@
+"""Rows P: what happens to the process of a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+from tests.drive import speak
+from tests.fakes import pcm, wav
+from tests.faults.conftest import alive
+from tests.faults.process import FILES, PATIENCE, Process, rest, serving, spelt, text, until, words
+
+DEADLY = {"streaming.remote.PAUSE": 0.01, "streaming.remote.REST": 1.0}
+
+
+def runner(server: Process, model: str = "scripted") -> int:
+    """The process of the model, once it is there."""
+    found: list[int] = []
+
+    def there() -> bool:
+        loaded = server.get("/api/ps").json()["loaded"]
+        found[:] = [each["process"] for each in loaded if each["id"] == model and each["process"]]
+        return bool(found)
+
+    until(there)
+    return found[0]
+
+
+def kill(server: Process, number: int = signal.SIGKILL, model: str = "scripted") -> int:
+    """The process of the model, whatever it is doing."""
+    pid = runner(server, model)
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+    return pid
+
+
+class Talker(threading.Thread):
+    """A stream that speaks at the pace of speech, or faster."""
+
+    def __init__(self, server: Process, said: Sequence[int | float], pace: float = 1.0) -> None:
+        super().__init__()
+        self.said = said
+        self.messages: list[dict[str, Any]] = []
+        self._url, self._pace = server.socket_url, pace
+        self.start()
+
+    def run(self) -> None:
+        with connect(self._url, open_timeout=PATIENCE) as socket:
+            reader = threading.Thread(target=lambda: self.messages.extend(rest(socket)))
+            reader.start()
+            audio = pcm(speak(self.said))
+            for at in range(0, len(audio), 3200):
+                socket.send(audio[at : at + 3200])
+                time.sleep(0.1 / self._pace)
+            socket.send('{"type": "end"}')
+            reader.join()
+
+    def check(self) -> None:
+        """All it said was heard, once; nothing that was committed changed; the server did not hang up."""
+        self.join(3 * PATIENCE)
+        assert text(self.messages) == spelt(self.said)
+        assert self.messages[-1]["type"] == "end"
+        assert not [each for each in self.messages if each["type"] == "error"]
+        shown: dict[int, str] = {}
+        for each in self.messages:
+            if each["type"] == "partial":
+                assert each["committed"].startswith(shown.get(each["utterance"], ""))
+                shown[each["utterance"]] = each["committed"]
+            if each["type"] == "final":
+                assert each["text"].startswith(shown.get(each["utterance"], "").strip())
+
+
+def speech(first: int, sentences: int) -> list[int | float]:
+    """Sentences of six words."""
+    return [each for at in range(sentences) for each in (*words(first + 5 * at, 6), 0.7)]
+
+
+def recording(server: Process, said: Sequence[int | float]) -> httpx2.Response:
+    return httpx2.post(server.url + FILES, files={"file": ("a.wav", wav(speak(said)))}, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Process]:
+    """A server whose recogniser can be harmed by words."""
+    with serving(faults=DEADLY, DEADLY="1") as process:
+        yield process
+        process.signal()
+        assert process.wait() == 0, process.log
+
+
+@contextmanager
+def survives(server: Process) -> Iterator[None]:
+    """As `alive`, but that the log may tell of the deaths."""
+    with alive(server, errors=True):
+        yield
+
+
+@pytest.mark.quick
+@pytest.mark.fault(
+    "P01",
+    "a model's process is killed while streams speak",
+    "a pause; the same words, no reconnect",
+)
+def test_killed_in_mid_speech(mortal: Process) -> None:
+    """SIGKILL twice while four streams speak at the pace of speech"""
+    with survives(mortal):
+        talkers = [Talker(mortal, speech(first, 2)) for first in range(4)]
+        for _ in range(2):
+            time.sleep(1.0)
+            kill(mortal)
+        for each in talkers:
+            each.check()
+
+
+@pytest.mark.fault(
+    "P02", "a model's process is killed again and again", "latency; the same words, no reconnect"
+)
+def test_killed_again_and_again(mortal: Process) -> None:
+    """SIGKILL every second for 15 s while eight streams speak"""
+    with survives(mortal):
+        talkers = [Talker(mortal, speech(first, 8)) for first in range(8)]
+        until_over = time.monotonic() + 15
+        while time.monotonic() < until_over:
+            time.sleep(1)
+            kill(mortal)
+        for each in talkers:
+            each.check()
+
+
+@pytest.mark.fault(
+    "P03", "a model's process is killed while files are at work", "they are decoded again: 200"
+)
+def test_killed_under_files(mortal: Process) -> None:
+    """SIGKILL five times during three recordings of five minutes"""
+    with survives(mortal), ExitStack() as threads:
+        found: dict[int, httpx2.Response] = {}
+        said = {first: speech(first, 140) for first in range(3)}
+
+        def send(first: int) -> None:
+            found[first] = recording(mortal, said[first])
+
+        for first in said:
+            thread = threading.Thread(target=send, args=(first,))
+            thread.start()
+            threads.callback(thread.join)
+        for _ in range(5):
+            kill(mortal)
+            time.sleep(0.3)
+        threads.close()
+        for first, answer in found.items():
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["text"] == spelt(said[first])
+
+
+@pytest.mark.fault("P04", "a model's process is stopped", "found out, replaced; the same words")
+def test_stopped() -> None:
+    """SIGSTOP while two streams speak; signs of life are asked for after 0.5 s"""
+    limits = {"streaming.remote.PULSE": 0.5, "streaming.remote.SILENCE": 1.0}
+    with serving(faults=DEADLY | limits, DEADLY="1") as server, survives(server):
+        talkers = [Talker(server, speech(first, 2)) for first in range(2)]
+        time.sleep(1)
+        kill(server, signal.SIGSTOP)
+        for each in talkers:
+            each.check()
+
+
+def _open(server: Process) -> ClientConnection:
+    return connect(server.socket_url + "?partials=false", open_timeout=PATIENCE)
+
+
+def _hear(server: Process, said: Sequence[int | float]) -> list[dict[str, Any]]:
+    with _open(server) as socket:
+        socket.send(pcm(speak(said)))
+        socket.send('{"type": "end"}')
+        return rest(socket)
+
+
+HARM: list[Any] = [
+    pytest.param(60, "died each time", marks=pytest.mark.fault("P05", "speech that aborts the recogniser", "that utterance fails with a clear error; the others are heard")),
+    pytest.param(57, "too little free memory", marks=pytest.mark.fault("P06", "the device's memory is full", "that utterance fails with the remedy; the others are heard")),
+    pytest.param(56, "died each time", marks=pytest.mark.fault("P07", "the CUDA context is broken for good", "a new process; the others are heard")),
+    pytest.param(55, "failed on this audio", marks=pytest.mark.fault("P08", "the recogniser raises what nobody foresaw", "that utterance fails; the others are heard")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("word", "told"), HARM)
+def test_an_utterance_that_harms(mortal: Process, word: int, told: str) -> None:
+    """an utterance with a word that does this to the recogniser, between two that do not"""
+    with survives(mortal):
+        messages = _hear(mortal, [1, 2, 0.7, word, 62, 0.7, 3, 4])
+        assert text(messages) == spelt([1, 2, 3, 4])
+        failed = [each for each in messages if each["type"] == "error"]
+        assert len(failed) == 1
+        assert told in failed[0]["message"]
+        assert messages[-1]["type"] == "end"
+        answer = recording(mortal, [word, 62])
+        assert answer.status_code == 500
+        assert told in answer.json()["error"]["message"]
+        assert recording(mortal, [5, 6]).json()["text"] == "w5 w6"
+
+
+@pytest.mark.fault("P09", "a decode hangs", "cut at STT_DECODE_TIMEOUT; the others are heard")
+def test_a_decode_that_hangs() -> None:
+    """a word at which the recogniser waits for ever, with a limit of 1 s"""
+    limits = {"streaming.remote.PULSE": 0.2}
+    with (
+        serving("--decode-timeout", "1", faults=DEADLY | limits, DEADLY="1") as server,
+        survives(server),
+    ):
+        messages = _hear(server, [1, 2, 0.7, 58, 62, 0.7, 3, 4])
+        assert text(messages) == spelt([1, 2, 3, 4])
+        assert sum(each["type"] == "error" for each in messages) == 1
+
+
+@pytest.mark.fault(
+    "P10", "a model whose process dies while it loads", "503 with the library's words; alive"
+)
+def test_a_stillborn_model(mortal: Process, tmp_path: Path) -> None:
+    """a recogniser that aborts for want of libcudnn, as CTranslate2 does"""
+    for name in ("scripted", "stillborn"):
+        (tmp_path / name).touch()
+    with (
+        serving("--model", f"broken={tmp_path}", faults=DEADLY, DEADLY="1") as server,
+        survives(server),
+    ):
+        answer = httpx2.post(
+            server.url + FILES,
+            files={"file": ("a.wav", wav(speak([1])))},
+            data={"model": "broken"},
+            timeout=30,
+        )
+        assert answer.status_code == 503
+        assert "libcudnn_ops" in answer.json()["error"]["message"]
+        with connect(server.socket_url + "?model=broken", open_timeout=PATIENCE) as socket:
+            told = rest(socket)[-1]
+        assert told["type"] == "error"
+        assert "libcudnn_ops" in told["message"]
+        assert recording(server, [5, 6]).json()["text"] == "w5 w6"
+
+
+@pytest.mark.fault("P11", "a crash loop", "a clear error at once, and again service after the rest")
+def test_a_crash_loop(tmp_path: Path) -> None:
+    """a model that lost its files: its process is killed and cannot start any more, until they are back"""
+    (tmp_path / "scripted").touch()
+    with (
+        serving("--model", f"mine={tmp_path}", faults=DEADLY, DEADLY="1") as server,
+        survives(server),
+    ):
+
+        def ask() -> httpx2.Response:
+            return httpx2.post(
+                server.url + FILES,
+                files={"file": ("a.wav", wav(speak([1])))},
+                data={"model": "mine"},
+                timeout=30,
+            )
+
+        assert ask().json()["text"] == "w1"
+        (tmp_path / "stillborn").touch()
+        kill(server, model="mine")
+        answer = ask()
+        assert answer.status_code == 503
+        assert "deaths in a row" in answer.json()["error"]["message"]
+        (tmp_path / "stillborn").unlink()
+        until(lambda: ask().status_code == 200)
+
+
+@pytest.mark.fault(
+    "P12",
+    "a model is unloaded and loaded while it is spoken to",
+    "old streams finish on the old one",
+)
+def test_a_model_swapped_under_streams(mortal: Process) -> None:
+    """DELETE and POST /api/ps while a stream speaks: two processes for a while, then one"""
+    with survives(mortal):
+        talker = Talker(mortal, speech(1, 2))
+        old = runner(mortal)
+        until(lambda: bool(talker.messages))
+        assert httpx2.delete(mortal.url + "/api/ps/scripted").status_code < 300
+        assert httpx2.post(mortal.url + "/api/ps/scripted", timeout=30).status_code < 300
+        assert runner(mortal) != old
+        assert Path(f"/proc/{old}").exists()
+        assert recording(mortal, [5, 6]).json()["text"] == "w5 w6"
+        talker.check()
+        until(lambda: not Path(f"/proc/{old}").exists())
+
+
+@pytest.mark.fault(
+    "P13", "a model is unloaded", "its process and all its memory are gone on return"
+)
+def test_unloading_frees_all(mortal: Process) -> None:
+    """DELETE /api/ps of an idle model"""
+    with survives(mortal):
+        assert recording(mortal, [5, 6]).json()["text"] == "w5 w6"
+    pid = runner(mortal)
+    until(lambda: mortal.get("/api/ps").json()["loaded"][0]["in_use"] == 0)
+    assert httpx2.delete(mortal.url + "/api/ps/scripted", timeout=30).status_code < 300
+    assert not Path(f"/proc/{pid}").exists()
+    assert mortal.get("/api/ps").json()["loaded"] == []
+
+
+@pytest.mark.fault("P14", "the server is killed", "its models' processes end with it")
+def test_nobody_outlives_the_server() -> None:
+    """SIGKILL of the server while its model decodes"""
+    with serving() as server:
+        assert recording(server, [5, 6]).json()["text"] == "w5 w6"
+        pid = runner(server)
+        server.signal(signal.SIGKILL)
+        server.wait()
+        until(lambda: not _runs(pid))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.fault("P15", "the process group is told to stop", "it drains; no model dies under it")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_everybody(number: int) -> None:
+    """SIGINT or SIGTERM to the server and to its model's process at once, in mid-speech, as terminals and service managers do"""
+    with serving() as server:
+        with _open(server) as socket:
+            socket.send(pcm(speak([1, 2, 3])))
+            pid = runner(server)
+            until(lambda: json.loads(socket.recv(timeout=PATIENCE))["type"] == "speech_started")
+            os.kill(pid, number)
+            server.signal(number)
+            messages = rest(socket)
+        assert text(messages) == "w1 w2 w3"
+        assert server.wait() == 0, server.log
+        assert "SIG" not in server.log
