@@ -8,6 +8,7 @@ the process; their sessions have the audio and begin anew.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -339,7 +340,7 @@ class RemoteBackend:
         while True:
             wait = self._resting - time.monotonic()
             if wait > 0:
-                raise ModelUnavailable(f"{self._excuse}; it is tried again in {wait:.0f} s")
+                raise ModelUnavailable(f"{self._excuse}; it is tried again in {math.ceil(wait)} s")
             if self._deaths > 1:
                 time.sleep(PAUSE * 2**self._deaths)
             try:
@@ -369,9 +370,7 @@ class RemoteBackend:
         self._deaths += 1
         if self._deaths >= DEATHS:
             self._deaths = DEATHS - 1  # one more chance after the rest
-            self._excuse = (
-                f"{how} (the last of {DEATHS} deaths in a row; the server's log has more)"
-            )
+            self._excuse = f"{how}; these were {DEATHS} deaths in a row"
             self._resting = time.monotonic() + REST
 
 

@@ -274,6 +274,7 @@ def test_a_crash_loop(tmp_path: Path) -> None:
         assert "deaths in a row" in answer.json()["error"]["message"]
         (tmp_path / "stillborn").unlink()
         until(lambda: ask().status_code == 200)
+        assert httpx2.delete(server.url + "/api/ps/mine", timeout=30).status_code < 300
 
 
 @pytest.mark.fault(
@@ -293,7 +294,7 @@ def test_a_model_swapped_under_streams(mortal: Process) -> None:
         assert Path(f"/proc/{old}").exists()
         assert recording(mortal, [5, 6]).json()["text"] == "w5 w6"
         talker.check()
-        until(lambda: not Path(f"/proc/{old}").exists())
+    until(lambda: not Path(f"/proc/{old}").exists())
 
 
 @pytest.mark.fault(
