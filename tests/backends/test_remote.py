@@ -248,7 +248,8 @@ def test_the_process_ends_with_the_one_that_began_it(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from streaming import remote; from streaming.types import Device;"
         " from tests import deadly;"
-        " print(remote.load(deadly.LOADER, 'deadly', Path(sys.argv[1]), Device()).pid, flush=True); time.sleep(60)"
+        " backend = remote.load(deadly.LOADER, 'deadly', Path(sys.argv[1]), Device());"
+        " print(backend.pid, flush=True); time.sleep(60)"
     )
     root = str(Path(__file__).parents[2])
     with subprocess.Popen(
