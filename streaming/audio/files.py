@@ -42,6 +42,8 @@ KNOWN = "flac, m4a, mp3, mp4, mpeg, mpga, oga, ogg, wav and webm"
 """What the error messages promise; more works."""
 CHUNK = RATE
 """Samples yielded at a time, about."""
+LIMIT = 4 * 3600.0
+"""Seconds of audio that are decoded where nobody says more or less."""
 BAD_PACKETS = 50
 """Broken packets that are skipped before the rest of the file is given up."""
 
@@ -75,8 +77,31 @@ class _Nameless:
 
 def probe(path: Path) -> Probe:
     """Open and look, without decoding. Raises NoAudio or AudioError."""
-    with _open(path) as (container, stream):
+    with path.open("rb") as file, opened(file) as sound:
+        return sound.probe
+
+
+def decode(path: Path, *, limit: float = LIMIT) -> Iterator[Samples]:
+    """The audio of a file that its owner gives us, decoded in this process; see `Sound.decode`.
+
+    Files of strangers go through `media`.
+    """
+    with path.open("rb") as file, opened(file) as sound:
+        yield from sound.decode(limit)
+
+
+class Sound:
+    """The first stream of an open container that can be decoded."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self._container = container
+        self._stream = stream
+
+    @property
+    def probe(self) -> Probe:
+        """What the container says."""
         duration = None
+        container, stream = self._container, self._stream
         if stream.duration is not None and stream.time_base is not None:
             duration = int(stream.duration * stream.time_base * RATE)
         elif container.duration:
@@ -86,18 +111,17 @@ def probe(path: Path) -> Probe:
         codec = stream.codec_context
         return Probe(duration, codec.name, codec.sample_rate or 0, codec.channels or 0)
 
+    def decode(self, limit: float = LIMIT) -> Iterator[Samples]:
+        """The audio in chunks of about a second: float32 mono at 16 kHz.
 
-def decode(path: Path, *, limit: float = 4 * 3600.0) -> Iterator[Samples]:
-    """The file's audio in chunks of about a second: float32 mono at 16 kHz.
+        Lazy: memory holds a few chunks, however long the file is or says it is. What decodes before a file breaks off
+        is yielded; a file of which nothing decodes raises AudioError, one longer than `limit` seconds TooLong.
+        """
+        import av
+        import soxr
 
-    Lazy: memory holds a few chunks, however long the file is or says it is. What decodes before a file breaks off is
-    yielded; a file of which nothing decodes raises AudioError, one longer than `limit` seconds TooLong.
-    """
-    import av
-    import soxr
-
-    most = int(limit * RATE)
-    with _open(path) as (container, stream):
+        most = int(limit * RATE)
+        container, stream = self._container, self._stream
         resampler: Any = None
         shape: tuple[int, int] | None = None  # rate and channels of the frames so far
         held: list[Samples] = []
@@ -153,44 +177,45 @@ def decode(path: Path, *, limit: float = 4 * 3600.0) -> Iterator[Samples]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[Any, Any]]:
+def opened(file: BinaryIO) -> Iterator[Sound]:
+    """The container in `file`, which can be sought. Raises NoAudio or AudioError."""
     import av
 
     av.logging.set_level(None)
-    with path.open("rb") as file:
-        if file.seek(0, SEEK_END) == 0:
-            raise NoAudio("the file is empty; send a recording")
-        file.seek(0)
-        try:
-            container = av.open(
-                _Nameless(file),
-                mode="r",
-                metadata_errors="ignore",
-                timeout=5,
-                options={
-                    "protocol_whitelist": "none",
-                    "format_whitelist": DEMUXERS,
-                    "codec_whitelist": CODECS,
-                },
-            )
-        except (av.FFmpegError, ValueError, OSError, UnicodeError):
+    if file.seek(0, SEEK_END) == 0:
+        raise NoAudio("the file is empty; send a recording")
+    file.seek(0)
+    try:
+        container = av.open(
+            _Nameless(file),
+            mode="r",
+            metadata_errors="ignore",
+            timeout=5,
+            options={
+                "protocol_whitelist": "none",
+                "format_whitelist": DEMUXERS,
+                "codec_whitelist": CODECS,
+            },
+        )
+    except (av.FFmpegError, ValueError, OSError, UnicodeError):
+        raise AudioError(
+            f"the file is not audio that can be decoded; send one of {KNOWN} (headerless samples need a header)"
+        ) from None
+    with container:
+        if not container.streams.audio:
+            raise NoAudio("the file has no audio stream; send a recording with sound")
+        # A film may have several; the first that can be decoded is taken.
+        codecs = [(each, each.codec_context) for each in container.streams.audio]
+        stream, codec = next(
+            (pair for pair in codecs if pair[1] is not None and pair[1].name in _CODECS),
+            codecs[0],
+        )
+        if codec is None or codec.name not in _CODECS:
             raise AudioError(
-                f"the file is not audio that can be decoded; send one of {KNOWN} (headerless samples need a header)"
-            ) from None
-        with container:
-            if not container.streams.audio:
-                raise NoAudio("the file has no audio stream; send a recording with sound")
-            # A film may have several; the first that can be decoded is taken.
-            codecs = [(each, each.codec_context) for each in container.streams.audio]
-            stream, codec = next(
-                (pair for pair in codecs if pair[1] is not None and pair[1].name in _CODECS),
-                codecs[0],
+                f"the file's audio is in a format that cannot be decoded here; send one of {KNOWN}"
             )
-            if codec is None or codec.name not in _CODECS:
-                raise AudioError(
-                    f"the file's audio is in a format that cannot be decoded here; send one of {KNOWN}"
-                )
-            rate, channels = codec.sample_rate or 0, codec.channels or 0
-            if rate or channels:
-                check(rate, channels)
-            yield container, stream
+        rate, channels = codec.sample_rate or 0, codec.channels or 0
+        if rate or channels:
+            check(rate, channels)
+        codec.thread_count = 1  # threads gain nothing on sound, and a sandbox may start none
+        yield Sound(container, stream)
