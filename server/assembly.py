@@ -161,8 +161,10 @@ def make_app(settings: Settings, where: Device) -> tuple[Starlette, Context]:
 async def _prepare(here: Context) -> None:
     """After the server listens: settle on the default model, load what is to be preloaded."""
     from streaming import hub
+    from streaming.audio.media import nursery
     from streaming.errors import OpenSpeechError
 
+    await asyncio.to_thread(nursery.warm)
     notice = await asyncio.to_thread(here.catalogue.settle)
     if notice:
         log.warning(notice)

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streaming import remote, selftest
-from streaming.audio import files
+from streaming.audio import media
 from streaming.backends.base import Loader, StepBackend, WindowBackend
 from streaming.backends.stepwise import whole
 from streaming.ears import Ears
@@ -93,7 +92,7 @@ class LocalEngine:
         self._make_detector = detector
         self._detector: Detector | None = None
         self._ears: Ears | None = None
-        self._media = ThreadPoolExecutor(4, thread_name_prefix="media")  # decoding of containers
+        self._media = ThreadPoolExecutor(4, thread_name_prefix="media")  # finding the speech
         self._models: Residency[Executor] = Residency(
             self._load,
             Executor.close,
@@ -152,16 +151,18 @@ class LocalEngine:
                 beam=options.beam or self._plan.beam,
             )
             entry = await self._resolve(options)
-            # Before anything is loaded: a file that cannot be read is the commonest fault, and the cheapest to find.
-            loop = asyncio.get_running_loop()
-            probe = await loop.run_in_executor(self._media, files.probe, recording.path)
-            async with self._models.lease(entry.id) as executor:
-                work = _Reading(self, executor, recording, options, probe.duration)
-                try:
-                    async for item in work.items():
-                        yield item
-                finally:
-                    await work.aclose()
+            with closing(
+                media.Recording(recording.path, limit=recording.limit, piece=GULP)
+            ) as sound:
+                # Before anything is loaded: a file that cannot be read is the commonest fault, the cheapest to find.
+                probe = await sound.open()
+                async with self._models.lease(entry.id) as executor:
+                    work = _Reading(self, executor, sound, options, probe.duration)
+                    try:
+                        async for item in work.items():
+                            yield item
+                    finally:
+                        work.close()
         finally:
             self._recordings -= 1
 
@@ -400,7 +401,7 @@ class _Reading:
         self,
         engine: LocalEngine,
         executor: Executor,
-        recording: Recording,
+        sound: media.Recording,
         options: Options,
         total: int | None,
     ) -> None:
@@ -418,7 +419,7 @@ class _Reading:
         )
         self._engine = engine
         self._executor = executor
-        self._source = _Gulps(files.decode(recording.path, limit=recording.limit))
+        self._sound = sound
         self._results: asyncio.Queue[Job | OpenSpeechError] = (
             asyncio.Queue()
         )  # bounded by the lookahead
@@ -433,21 +434,24 @@ class _Reading:
         state = detector.open()
         session = self._session
 
-        def gulp() -> tuple[Samples, Samples, NDArray[np.float32]] | None:
-            """On a media thread: the next audio and, for whole frames, its probabilities."""
-            samples = next(self._source, None)
+        async def gulp() -> tuple[Samples, Samples, NDArray[np.float32]] | None:
+            """The next audio and, for whole frames, its probabilities."""
+            samples = await self._sound.read()
             if samples is None:
                 return None
             rest = -len(samples) % FRAME  # only the last gulp has a broken frame
             frames = np.pad(samples, (0, rest)) if rest else samples
-            return samples, frames, detector.detect([state], [frames])[0]
+            found = await loop.run_in_executor(
+                self._engine._media, detector.detect, [state], [frames]
+            )
+            return samples, frames, found[0]
 
-        reading: asyncio.Future[tuple[Samples, Samples, NDArray[np.float32]] | None] | None = None
+        reading: asyncio.Task[tuple[Samples, Samples, NDArray[np.float32]] | None] | None = None
         receiving: asyncio.Task[Job | OpenSpeechError] | None = None
         try:
             while not session.finished:
                 if reading is None and session.hungry:
-                    reading = loop.run_in_executor(self._engine._media, gulp)
+                    reading = loop.create_task(gulp())
                 if receiving is None:
                     receiving = loop.create_task(self._results.get())
                 waiting = [each for each in (reading, receiving) if each is not None]
@@ -476,54 +480,15 @@ class _Reading:
                         self._executor.observer.spoken(item.model, 0, item.speech / RATE)
                     yield item
         finally:
-            if receiving is not None:
-                receiving.cancel()
-            if reading is not None:
-                with suppress(Exception):
-                    await reading
+            left = [each for each in (receiving, reading) if each is not None]
+            for each in left:
+                each.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
     def _count(self, samples: Samples) -> None:
         executor = self._executor
         executor.observer.heard(executor.info.id, "file", len(samples) / RATE)
 
-    async def aclose(self) -> None:
-        """Drop what has not run and close the file."""
-        self._executor.detach(self._session, live=False)
-        await asyncio.get_running_loop().run_in_executor(self._engine._media, self._source.close)
-
-
-class _Gulps:
-    """Chunks of any length as pieces of `GULP` samples; the last may be shorter."""
-
-    def __init__(self, chunks: Iterator[Samples]) -> None:
-        self._chunks = chunks
-        self._rest: list[Samples] = []
-        self._have = 0
-        self._lock = threading.Lock()  # closing waits for a read that is under way
-
-    def __iter__(self) -> Iterator[Samples]:
-        return self
-
-    def __next__(self) -> Samples:
-        with self._lock:
-            return self._gulp()
-
-    def _gulp(self) -> Samples:
-        while self._have < GULP:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                break
-            self._rest.append(chunk)
-            self._have += len(chunk)
-        if not self._have:
-            raise StopIteration
-        joined = np.concatenate(self._rest)
-        self._rest, self._have = [joined[GULP:]], max(0, self._have - GULP)
-        return joined[:GULP]
-
     def close(self) -> None:
-        """Let go of the file."""
-        with self._lock:
-            close = getattr(self._chunks, "close", None)
-            if close is not None:
-                close()
+        """Drop what has not run."""
+        self._executor.detach(self._session, live=False)

@@ -13,7 +13,6 @@ from typing import Any
 from server import assembly, fields, formats, transcriptions
 from server.configuration import Misconfigured, flag
 from server.settings import Settings
-from streaming.audio import files
 from streaming.engine import Engine
 from streaming.errors import InputError, OpenSpeechError
 from streaming.types import RATE, Options, Progress, Recording, Segment, Summary
@@ -89,14 +88,13 @@ async def _transcribe(
     segments: list[Segment] = []
     recording = Recording(path, settings.max_audio_seconds)
     quiet = not sys.stderr.isatty()
-    length = None if quiet else (await asyncio.to_thread(files.probe, path)).duration
     with tqdm(
         unit="s",
         desc=path.name,
         disable=quiet,
         leave=False,
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio, {remaining} left",
-        total=max(length or 0, 1) / RATE,
+        total=1,
     ) as bar:
         async with aclosing(engine.transcribe(recording, options)) as items:
             async for item in items:

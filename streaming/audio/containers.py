@@ -35,7 +35,7 @@ BAD_PACKETS = 50
 """Broken packets in a row that are skipped."""
 PACKET = 64 * 2**10
 """Bytes of the largest Opus packet; RFC 6716 allows 61,298 for all of its streams."""
-_BROKEN = "the container is damaged or breaks off before its first sound; expected is a stream of "
+BROKEN = "the container is damaged or breaks off before its first sound; expected is a stream of "
 
 
 class Opus:
@@ -127,7 +127,7 @@ class Container:
         if not self._done:
             yield from self._run()
         if not self._total:
-            raise AudioError(_BROKEN + FORMATS)
+            raise AudioError(BROKEN + FORMATS)
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -164,7 +164,7 @@ class Container:
         except (av.FFmpegError, ValueError, OSError, UnicodeError):
             # Where sound came before, the stream has broken off, and what there was is good.
             if not self._total:
-                self._fault = AudioError(_BROKEN + FORMATS)
+                self._fault = AudioError(BROKEN + FORMATS)
         except Exception as error:
             self._fault = error
         finally:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Literal, Protocol, TypeAlias
 
 from streaming.audio import pcm
-from streaming.audio.containers import Container, Opus
+from streaming.audio.containers import Opus
+from streaming.audio.media import Stream
 from streaming.audio.resample import Resampler
 from streaming.types import Samples
 
@@ -63,6 +64,6 @@ def source(encoding: Encoding, rate: int | None, channels: int) -> Source:
     if encoding == "opus":
         return Opus()
     if encoding == "container":
-        return Container()
+        return Stream()
     assert rate is not None
     return Raw(encoding, rate, channels)
