@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -74,11 +75,28 @@ def _start(command: Path, folder: str, settings: dict[str, str]) -> float:
         return time.perf_counter() - started
 
 
+def family(process: int) -> list[int]:
+    """A process and its descendants: models live in processes of their own."""
+    found = [process]
+    with suppress(FileNotFoundError):  # threads and processes come and go
+        for task in Path(f"/proc/{process}/task").iterdir():
+            with suppress(FileNotFoundError):
+                for child in (task / "children").read_text().split():
+                    found += family(int(child))
+    return found
+
+
 def resident(process: int) -> float:
-    """MB in memory of a process."""
-    status = Path(f"/proc/{process}/status").read_text("utf-8")
-    kilobytes = next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]
-    return int(kilobytes) * 1024 / 1e6
+    """MB in memory of a process and its descendants; what several share counts once."""
+    return sum(_proportional(each) for each in family(process))
+
+
+def _proportional(process: int) -> float:
+    try:
+        rows = Path(f"/proc/{process}/smaps_rollup").read_text("utf-8").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return int(next(row for row in rows if row.startswith("Pss:")).split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ from streaming.types import Options
 from streaming.vad.silero import Silero
 from tests import toy
 from tests.fakes import Line, lines, noise, pcm, wav
+from tests.perf.footprint import resident
 
 RATE = 16000
 MESSAGE = RATE * 40 // 1000
@@ -379,10 +380,8 @@ def cpu_seconds(pid: int) -> float:
 
 
 def memory(pid: int) -> float:
-    """Resident MiB."""
-    return (
-        int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    )
+    """MiB in memory, of the processes of its models too."""
+    return resident(pid) * 1e6 / 2**20
 
 
 def offline(port: int, scripts: list[Script]) -> tuple[int, int]:

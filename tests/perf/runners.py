@@ -1,0 +1,131 @@
+"""What it costs that every model lives in a process of its own.
+
+    python tests/perf/runners.py [--shape native] [--rounds 5]
+
+Two engines in this process, one with the model beside it and one with the model in a process of its own, take turns, so
+that whatever else the machine does falls on both. Prints, for each: the time from a commit after a sentence, of which
+nothing was decoded ahead, to its final; the bare decode of that window; how many seconds of the recording of 80 s are
+transcribed in a second; and how long a model takes to load and to go, and the memory that is back then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+from streaming.backends import loaders
+from streaming.events import Final
+from streaming.local import LocalEngine, Plan
+from streaming.models import Catalogue
+from streaming.types import RATE, Device, Options, Recording
+from streaming.vad.silero import Silero
+from tests import toy
+from tests.fakes import lines
+from tests.perf.footprint import family, resident
+
+FILE = lines()[24]
+OPTIONS = Options(language="en", endpointing="client", partials=False)
+
+
+def engine(shape: str, runners: bool) -> LocalEngine:
+    """One that has the model in here, or beside."""
+    catalogue = Catalogue(
+        loaders(), default="toy", paths={"toy": Path(toy.build(shape))}, offline=True
+    )
+    plan = Plan(Device(workers=2, threads=1), runners=runners)
+    return LocalEngine(catalogue, loaders(), Silero, plan)
+
+
+async def final(engine: LocalEngine, number: int) -> float:
+    """Milliseconds from a commit to its final; nothing was decoded before."""
+    samples = lines()[number].samples[: 4 * RATE]
+    stream = await engine.open_stream(OPTIONS)
+    try:
+        await stream.send(samples)
+        while stream.lag > 0.1:
+            await asyncio.sleep(0.005)
+        began = time.perf_counter()
+        await stream.commit("now")
+        async for event in stream:
+            if isinstance(event, Final):
+                return 1000 * (time.perf_counter() - began)
+    finally:
+        await stream.aclose()
+    raise AssertionError("no final")
+
+
+async def file(engine: LocalEngine) -> float:
+    """Seconds of audio a second."""
+    began = time.perf_counter()
+    async for _ in engine.transcribe(Recording(FILE.path), Options(language="en")):
+        pass
+    return len(FILE.samples) / RATE / (time.perf_counter() - began)
+
+
+async def measure(shape: str, rounds: int) -> None:
+    """Take turns, print."""
+    here, there = engine(shape, runners=False), engine(shape, runners=True)
+    finals: tuple[list[float], list[float]] = ([], [])
+    files: tuple[list[float], list[float]] = ([], [])
+    before = resident(os.getpid())
+    began = time.perf_counter()
+    info = await there.load("toy")
+    loaded = time.perf_counter() - began
+    for each in (here, there):
+        await each.load("toy")
+        await final(each, 0)
+        await file(each)
+    for turn in range(rounds):
+        for number in range(12):
+            for which in (0, 1) if (turn + number) % 2 else (1, 0):
+                finals[which].append(await final((here, there)[which], number))
+        for which in (0, 1) if turn % 2 else (1, 0):
+            files[which].append(await file((here, there)[which]))
+    more = statistics.median(b - a for a, b in zip(*finals, strict=True))
+    print(f"shape {shape}, {12 * rounds} finals and {rounds} files each\n")
+    print("| model | commit → final P50 | P95 | recording, × real time |")
+    print("|---|--:|--:|--:|")
+    for name, times, speeds in zip(("in the server", "in a process"), finals, files, strict=True):
+        times.sort()
+        print(
+            f"| {name} | {statistics.median(times):.1f} ms | {times[int(0.95 * len(times))]:.1f} ms"
+            f" | {statistics.median(speeds):.1f} |"
+        )
+    ratio = statistics.median(b / a for a, b in zip(*files, strict=True))
+    print(f"\ncommit → final: {more:+.1f} ms, pairwise median; recordings: × {ratio:.3f}")
+    await here.aclose()
+    with_model = resident(os.getpid())
+    process = info.pid
+    assert process is not None
+    began = time.perf_counter()
+    await there.unload("toy")
+    gone = 1000 * (time.perf_counter() - began)
+    assert process not in family(os.getpid())
+    print(
+        f"loaded in {loaded:.2f} s, unloaded in {gone:.0f} ms; memory of all processes {with_model:.0f} MB with it,"
+        f" {resident(os.getpid()):.0f} MB after, {before:.0f} MB before anything was loaded"
+    )
+    await there.aclose()
+
+
+def main() -> None:
+    """Read the flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", default="native")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    asyncio.run(measure(given.shape, given.rounds))
+
+
+if __name__ == "__main__":
+    main()
