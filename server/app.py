@@ -235,6 +235,7 @@ class _Surroundings:
         # Files here are small and served whole: a server may ignore Range, whatever it says (RFC 9110, 14.2).
         scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
         started = time.monotonic()
+        scope.setdefault("state", {})["began"] = started
         request_id = "req_" + uuid.uuid4().hex
         token = logs.request_id.set(request_id)
         status = 500

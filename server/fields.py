@@ -35,6 +35,7 @@ class Output:
     words: bool = False
     segments: bool = True
     logprobs: bool = False
+    timings: bool = False
     width: int = formats.WIDTH
     lines: int = formats.LINES
 
@@ -223,6 +224,7 @@ def _output(form: Form, settings: Settings) -> Output:
         words="word" in grains,
         segments="segment" in grains or not grains,
         logprobs=bool(include),
+        timings=bool(form.truth("timings")),
         width=form.whole("max_line_width", 8, 1000) or formats.WIDTH,
         lines=form.whole("max_line_count", 1, 20) or formats.LINES,
     )

@@ -16,10 +16,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server import errors, fields, formats, languages, uploads
+from server import errors, fields, formats, languages, timings, uploads
 from server.context import context
 from server.fields import Output
-from server.routes import Endpoint, Reply
+from server.routes import Endpoint, Parameter, Reply
+from server.timings import Clock
 from streaming.errors import OpenSpeechError, TooShort
 from streaming.types import (
     RATE,
@@ -58,7 +59,10 @@ async def _serve(request: Request, task: Task) -> Response:
     here = context(request)
     async with AsyncExitStack() as stack:
         upload = await stack.enter_async_context(uploads.receive(request))
-        options, output = fields.parse(fields.Form(upload.fields), here.settings, task=task)
+        clock = timings.uploaded(request)
+        asked = [pair for pair in request.query_params.multi_items() if pair[0] == "timings"]
+        form = fields.Form([*upload.fields, *asked])
+        options, output = fields.parse(form, here.settings, task=task)
         recording = Recording(upload.path, here.settings.max_audio_seconds)
         items = await stack.enter_async_context(
             aclosing(here.engine.transcribe(recording, options))
@@ -68,10 +72,11 @@ async def _serve(request: Request, task: Task) -> Response:
             first = await while_connected(request, anext(items))
             _check_length(first)
             # The file and the generator live as long as the response.
-            return _Live(stack.pop_all(), _events(first, items, options, output))
+            return _Live(stack.pop_all(), _events(first, items, options, output, clock))
         segments, summary = await while_connected(request, gathered(items))
         _check_length(summary)
-    return answer(segments, summary, options, output)
+    table = clock.table(summary) if output.timings else None
+    return answer(segments, summary, options, output, table)
 
 
 def _check_length(item: Transcribed) -> None:
@@ -115,21 +120,29 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-def answer(segments: list[Segment], summary: Summary, options: Options, output: Output) -> Response:
-    """The whole transcript in the format asked for."""
+def answer(
+    segments: list[Segment],
+    summary: Summary,
+    options: Options,
+    output: Output,
+    table: dict[str, float] | None = None,
+) -> Response:
+    """The whole transcript in the format asked for; `table`: of timings, if they are wanted."""
+    headers = {"server-timing": timings.header(table)} if table is not None else None
+    more = {"timings": table} if table is not None else {}
     match output.format:
         case "json":
-            return JSONResponse(_json(segments, summary, options, output))
+            return JSONResponse(_json(segments, summary, options, output) | more, headers=headers)
         case "verbose_json":
-            return JSONResponse(verbose(segments, summary, options, output))
+            return JSONResponse(verbose(segments, summary, options, output) | more, headers=headers)
         case "text":
-            return PlainTextResponse(formats.text(segments) + "\n")
+            return PlainTextResponse(formats.text(segments) + "\n", headers=headers)
         case "srt":
             cues = formats.cues(segments, width=output.width, lines=output.lines)
-            return PlainTextResponse(formats.srt(cues))
+            return PlainTextResponse(formats.srt(cues), headers=headers)
         case "vtt":
             cues = formats.cues(segments, width=output.width, lines=output.lines)
-            return PlainTextResponse(formats.vtt(cues), media_type="text/vtt")
+            return PlainTextResponse(formats.vtt(cues), media_type="text/vtt", headers=headers)
 
 
 def _usage(summary: Summary) -> dict[str, Any]:
@@ -247,9 +260,10 @@ async def _events(
     items: AsyncGenerator[Transcribed, None],
     options: Options,
     output: Output,
+    clock: Clock,
 ) -> AsyncGenerator[str, None]:
     """Server-sent events: a frame a segment, in the format asked for; comments while there is none."""
-    writer = _Writer(options, output)
+    writer = _Writer(options, output, clock)
     item = first
     upcoming: asyncio.Task[Transcribed] | None = None
     try:
@@ -286,8 +300,9 @@ async def _next(items: AsyncIterator[Transcribed]) -> Transcribed:
 class _Writer:
     """Turns items into frames; knows what came before."""
 
-    def __init__(self, options: Options, output: Output) -> None:
+    def __init__(self, options: Options, output: Output, clock: Clock) -> None:
         self._options = options
+        self._clock = clock
         self._output = output
         self._text = ""
         self._logprobs: list[dict[str, Any]] = []
@@ -304,6 +319,8 @@ class _Writer:
                     done["logprobs"] = self._logprobs
                 if (detected := _detected(item, self._options)) is not None:
                     done["languages"] = detected
+                if self._output.timings:
+                    done["timings"] = self._clock.table(item)
                 return [_frame(json.dumps(done, ensure_ascii=False))]
             case Summary():
                 return self.rest()
@@ -397,6 +414,8 @@ class Transcription(msgspec.Struct):
     usage: Usage
     languages: list[Language] | None = None
     logprobs: list[Logprob] | None = None
+    timings: dict[str, float] | None = None
+    """With `timings=1`: seconds by stage."""
 
 
 class TimedWord(msgspec.Struct):
@@ -435,6 +454,7 @@ class VerboseTranscription(msgspec.Struct):
     language_code: str | None = None
     segments: list[TimedSegment] | None = None
     words: list[TimedWord] | None = None
+    timings: dict[str, float] | None = None
 
 
 def _text(description: str, **more: Any) -> dict[str, Any]:
@@ -488,6 +508,13 @@ _BODY = {
 _TRANSLATION_BODY = {
     "multipart/form-data": {"type": "object", "required": ["file"], "properties": _COMMON}
 }
+_QUERY = (
+    Parameter(
+        "timings",
+        "where the time went: `timings` in JSON and in the last event, a Server-Timing header elsewhere",
+        {"type": "boolean", "default": False},
+    ),
+)
 _REPLIES = {
     200: Reply(
         "the transcript",
@@ -515,6 +542,7 @@ ENDPOINTS = (
         transcriptions,
         "audio",
         "Turn a recording into text",
+        parameters=_QUERY,
         body=_BODY,
         replies=_REPLIES,
     ),
@@ -524,6 +552,7 @@ ENDPOINTS = (
         translations,
         "audio",
         "Turn a recording into English text",
+        parameters=_QUERY,
         body=_TRANSLATION_BODY,
         replies=_REPLIES,
     ),

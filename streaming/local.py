@@ -26,7 +26,7 @@ from streaming.ears import Ears
 from streaming.errors import ModelUnavailable, OpenSpeechError, Overloaded, Unsupported
 from streaming.events import Event
 from streaming.executor import KINDS, Executor
-from streaming.meter import Meter
+from streaming.meter import Meter, Stages
 from streaming.models import Catalogue, Entry
 from streaming.observer import Kind, Observer, Pulse
 from streaming.recording import RecordingSession
@@ -150,6 +150,7 @@ class LocalEngine:
                 window=options.window or self._plan.window,
                 beam=options.beam or self._plan.beam,
             )
+            stages = Stages(time.monotonic())
             entry = await self._resolve(options)
             with closing(
                 media.Recording(recording.path, limit=recording.limit, piece=GULP)
@@ -157,7 +158,8 @@ class LocalEngine:
                 # Before anything is loaded: a file that cannot be read is the commonest fault, the cheapest to find.
                 probe = await sound.open()
                 async with self._models.lease(entry.id) as executor:
-                    work = _Reading(self, executor, sound, options, probe.duration)
+                    stages.begin(time.monotonic())
+                    work = _Reading(self, executor, sound, options, probe.duration, stages)
                     try:
                         async for item in work.items():
                             yield item
@@ -254,9 +256,10 @@ class LocalEngine:
         device = self._plan.device
         backend: WindowBackend | StepBackend
         if self._plan.runners:
-            backend = await asyncio.to_thread(
+            backend = hosted = await asyncio.to_thread(
                 remote.load, loader, key, path, device, self._plan.decode_timeout
             )
+            hosted.restarted = lambda: self._observer.restarted(key)
         else:
             backend = await asyncio.to_thread(loader.load, path, device)
         if device.kind == "cuda" and not self._plan.runners:
@@ -404,7 +407,9 @@ class _Reading:
         sound: media.Recording,
         options: Options,
         total: int | None,
+        stages: Stages,
     ) -> None:
+        self._stages = stages
         capabilities = executor.backend.capabilities
         if options.task != "detect" and options.task not in capabilities.tasks:
             raise Unsupported(f"model {executor.info.id} cannot {options.task}", param="model")
@@ -436,14 +441,18 @@ class _Reading:
 
         async def gulp() -> tuple[Samples, Samples, NDArray[np.float32]] | None:
             """The next audio and, for whole frames, its probabilities."""
+            began = time.monotonic()
             samples = await self._sound.read()
+            self._stages.container += time.monotonic() - began
             if samples is None:
                 return None
             rest = -len(samples) % FRAME  # only the last gulp has a broken frame
             frames = np.pad(samples, (0, rest)) if rest else samples
+            began = time.monotonic()
             found = await loop.run_in_executor(
                 self._engine._media, detector.detect, [state], [frames]
             )
+            self._stages.detection += time.monotonic() - began
             return samples, frames, found[0]
 
         reading: asyncio.Task[tuple[Samples, Samples, NDArray[np.float32]] | None] | None = None
@@ -472,12 +481,14 @@ class _Reading:
                     result, receiving = receiving.result(), None
                     if isinstance(result, OpenSpeechError):
                         raise result
+                    self._stages.receive_job(result.added, result.started, result.finished)
                     session.receive_result(result)
                 if jobs := session.jobs():
                     self._executor.submit(jobs)
                 for item in session.items():
                     if isinstance(item, Summary):
                         self._executor.observer.spoken(item.model, 0, item.speech / RATE)
+                        item = replace(item, stages=self._stages.spent())  # noqa: PLW2901
                     yield item
         finally:
             left = [each for each in (receiving, reading) if each is not None]

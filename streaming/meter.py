@@ -1,4 +1,5 @@
-"""How late one stream's text is, counted from when its audio came in. Pure: time comes in as an argument."""
+"""How late a stream's text is, counted from when its audio came in, and where a recording's time went. Pure: time comes
+in as an argument."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import replace
 
 from streaming.events import Event, Final, Partial, SpeechStarted, SpeechStopped
 from streaming.observer import Observer
-from streaming.types import RATE
+from streaming.types import RATE, Spent
 
 ARRIVALS = 4096
 """Messages remembered: minutes, and more than the lag at which senders are slowed down, whatever their length."""
@@ -67,3 +68,41 @@ class Meter:
         """When the audio before `sample` was complete."""
         at = bisect_left(self._ends, sample)
         return self._times[at] if at < len(self._times) else now
+
+
+class Stages:
+    """Where the time of one recording goes."""
+
+    def __init__(self, now: float) -> None:
+        self._asked = now
+        self._load = 0.0
+        self.container = 0.0
+        self.detection = 0.0
+        """Seconds that whoever does it adds."""
+        self._waiting: list[tuple[float, float]] = []
+        self._working: list[tuple[float, float]] = []  # bounded by the recording's windows
+
+    def begin(self, now: float) -> None:
+        """The model is there."""
+        self._load = now - self._asked
+
+    def receive_job(self, added: float, started: float | None, finished: float) -> None:
+        """A window came back."""
+        if started is not None:
+            self._waiting.append((added, finished))
+            self._working.append((started, finished))
+
+    def spent(self) -> Spent:
+        """All of it so far."""
+        working = _covered(self._working)
+        queue = _covered(self._waiting) - working
+        return Spent(self._load, self.container, self.detection, queue, working)
+
+
+def _covered(stretches: list[tuple[float, float]]) -> float:
+    """The length of what any of them covers."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(stretches):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total

@@ -14,8 +14,8 @@ Kind: TypeAlias = Literal["final", "speculative", "partial", "file"]
 class Observer:
     """Hears what happens and does nothing; override what is wanted.
 
-    Called on the event loop, but for `download_ended`, often several times for each second of audio: every method
-    returns at once and raises nothing. `model` is an id of the catalogue, durations are seconds.
+    Called on the event loop, but for `download_ended` and `restarted`, often several times for each second of audio:
+    every method returns at once and raises nothing. `model` is an id of the catalogue, durations are seconds.
     """
 
     def heard(self, model: str, mode: Mode, seconds: float) -> None:
@@ -48,7 +48,7 @@ class Observer:
         """A model was loaded."""
 
     def restarted(self, model: str) -> None:
-        """A model's process was replaced by a new one."""
+        """A model's process was replaced by a new one. On any thread."""
 
     def download_ended(self, done: bool) -> None:
         """A download is complete, or failed. On the download's thread."""

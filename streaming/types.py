@@ -125,6 +125,22 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """Where the time of a recording went, in seconds by the clock. Stages overlap: it is read while it is decoded."""
+
+    load: float
+    """Until the model was there: finding, downloading and loading it, and looking at the file."""
+    container: float
+    """Decoding and resampling of the container."""
+    detection: float
+    """Finding speech."""
+    queue: float
+    """Windows waited for workers, and none was at one."""
+    recognition: float
+    """At least one window was at work; alignment included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """The last item of every transcription."""
 
@@ -136,6 +152,8 @@ class Summary:
     """The model that did the work, by its id."""
     language: str | None = None
     language_probability: float | None = None
+    stages: Spent | None = None
+    """None where nobody measured."""
 
 
 Transcribed: TypeAlias = Segment | Progress | Summary

@@ -20,6 +20,7 @@ export interface SessionOptions {
   partials?: boolean;
   eager?: boolean;
   words?: boolean;
+  timings?: boolean;
   prompt?: string;
   hotwords?: string | string[];
 }
@@ -84,6 +85,8 @@ export interface Final {
   end: number;
   language: string | null;
   words?: Word[];
+  /** Seconds by stage, asked for with `timings`. */
+  timing?: { delay: number | null; queue: number; recognition: number; speculated: boolean };
   received: number;
 }
 export interface Ack { type: "ack"; seq: number; received: number; lag: number }

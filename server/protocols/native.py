@@ -90,6 +90,8 @@ class Opening:
     sample_rate: int | None = RATE
     """None where the audio itself says it."""
     channels: int = 1
+    timings: bool = False
+    """Finals say where their time went."""
     offset: float = 0.0
     """Seconds added to all times: a client goes on in a new session with it."""
 
@@ -244,7 +246,7 @@ _NUMBERS = {
     "offset": (0, 1e9, "the least is 0", "the most is 1e9"),
 }
 _WHOLE = ("sample_rate", "channels", "endpointing_ms", "pre_roll_ms")
-_BOOLEANS = ("partials", "eager", "words")
+_BOOLEANS = ("partials", "eager", "words", "timings")
 _TEXTS = ("model", "language", "encoding", "endpointing", "prompt", "hotwords", "task")
 NAMES = (*_NUMBERS, *_BOOLEANS, *_TEXTS)
 """The options."""
@@ -294,6 +296,7 @@ def parse(given: dict[str, Any], language: str | None = None) -> Opening:
         encoding,  # type: ignore[arg-type]
         rate,
         int(number.get("channels", 1)),
+        truth.get("timings", False),
         number.get("offset", 0.0),
     )
 
@@ -349,6 +352,13 @@ class Writer:
                     "received": received,
                     "language": event.language,
                 }
+                if self._opening.timings:
+                    found["timing"] = {
+                        "delay": _rounded(event.timing.delay),
+                        "queue": _rounded(event.timing.queued),
+                        "recognition": _rounded(event.timing.decoding),
+                        "speculated": event.timing.speculated,
+                    }
                 if words:
                     found["words"] = [self._word(word) for word in event.words]
                 return found
@@ -392,6 +402,10 @@ def error(
     if retry_after is not None:
         found["retry_after"] = retry_after
     return found
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)
 
 
 def _from_text(name: str, value: str) -> Any:

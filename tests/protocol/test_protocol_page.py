@@ -102,7 +102,7 @@ def test_the_conversation_on_the_page_is_the_one_that_happens(url: str) -> None:
 
 
 def test_every_message_has_the_fields_of_the_table() -> None:
-    writer = native.Writer("s_x", native.Opening(Options(words=True)))
+    writer = native.Writer("s_x", native.Opening(Options(words=True), timings=True))
     plain = native.Writer("s_x", native.Opening())
     word = (Word(" one", 0, 100, 0.9),)
     made = [
@@ -144,7 +144,8 @@ def test_the_options_are_those_of_the_code() -> None:
         low, high = rows[name][0].split(" … ")
         assert (float(low), float(high)) == (least, most), name
     for name in native._BOOLEANS:
-        assert rows[name][1] == f"`{str(getattr(default.options, name)).lower()}`"
+        holder = default if hasattr(default, name) else default.options
+        assert rows[name][1] == f"`{str(getattr(holder, name)).lower()}`"
 
 
 def test_the_encodings_are_those_of_the_code() -> None:

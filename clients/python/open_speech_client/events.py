@@ -101,6 +101,8 @@ class Final:
     received: int
     language: str | None = None
     words: tuple[Word, ...] = ()
+    timing: dict[str, float | bool | None] | None = None
+    """Seconds by stage, asked for with `timings`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ class Options(TypedDict, total=False):
     """The final as it will be if nobody speaks on, as soon as it exists."""
     words: bool
     """Times of the words."""
+    timings: bool
+    """Where the time of each final went."""
     prompt: str
     hotwords: Sequence[str]
 
