@@ -20,10 +20,11 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from server import (
     asr,
-    auth,
+    borders,
     catalogue,
     errors,
     health,
@@ -39,6 +40,7 @@ from server import (
     transcriptions,
 )
 from server.context import Context, context
+from server.gate import Gate, gate
 from server.routes import Endpoint
 from streaming.errors import OpenSpeechError
 
@@ -71,13 +73,13 @@ Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
     """The whole face. `here.engine` is closed by whoever made it, or by `lifespan`."""
-    keys = auth.Keys(here.settings.api_keys)
+    guard = Gate(here.settings)
     by_path: dict[str, dict[str, Endpoint]] = {}
     for endpoint in ENDPOINTS:
         by_path.setdefault(endpoint.path, {})[endpoint.method] = endpoint
     # One route a path, so that a 405 lists all its methods.
     routes: list[Any] = [
-        Route(path, _Guarded(endpoints, keys), methods=list(endpoints))
+        Route(path, _Guarded(endpoints), methods=list(endpoints))
         for path, endpoints in by_path.items()
     ]
     middleware = [
@@ -86,8 +88,22 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
             limit=here.settings.max_upload_mb * 2**20,
             patience=here.settings.body_timeout,
             figures=here.metrics,
-        )
+        ),
+        Middleware(
+            borders.Guarded,
+            borders=borders.Borders(
+                here.settings.allowed_hosts,
+                here.settings.allow_origins,
+                bound=here.settings.host,
+            ),
+            keyed=lambda: guard.keys.required,
+        ),
     ]
+    if here.settings.trusted_proxies:
+        # Outermost, so that all others see the client's address and scheme.
+        middleware.insert(
+            0, Middleware(ProxyHeadersMiddleware, trusted_hosts=list(here.settings.trusted_proxies))
+        )
     if here.settings.allow_origins:
         middleware.append(
             Middleware(
@@ -95,7 +111,7 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
                 allow_origins=list(here.settings.allow_origins),
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
-                expose_headers=["x-request-id"],
+                expose_headers=["x-request-id", "retry-after", "ratelimit", "ratelimit-policy"],
             ),
         )
     held = sessions.Sessions(here)
@@ -127,7 +143,7 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
     app.router.redirect_slashes = False
     app.router.default = _nowhere
     app.state.context = here
-    app.state.keys = keys
+    app.state.gate = guard
     app.state.sessions = held
     app.state.secrets = realtime.Secrets()
     app.state.openapi = openapi.document(ENDPOINTS, transcriptions.SCHEMAS)
@@ -161,17 +177,16 @@ async def _nothing(app: Starlette) -> AsyncGenerator[None, None]:
 class _Guarded:
     """The endpoints of a path behind a key, each request counted as work until the last byte of its answer."""
 
-    def __init__(self, endpoints: Mapping[str, Endpoint], keys: auth.Keys) -> None:
+    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self.path = next(iter(endpoints.values())).path
         self._endpoints = endpoints
-        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
         here = context(request)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         endpoint = self._endpoints[method]
-        refused = None if endpoint.public else self._refusal(endpoint, request, here)
+        refused = None if endpoint.public else await self._refusal(request, endpoint, here)
         if refused is not None:
             await refused(scope, receive, send)
             return
@@ -182,10 +197,13 @@ class _Guarded:
         finally:
             here.working -= 1
 
-    def _refusal(self, endpoint: Endpoint, request: Request, here: Context) -> Response | None:
-        key = auth.presented(request)
-        if not self._keys.accept(key):
-            return auth.refusal(key)
+    async def _refusal(
+        self, request: Request, endpoint: Endpoint, here: Context
+    ) -> Response | None:
+        try:
+            await gate(request).admit(request, endpoint.scope)
+        except OpenSpeechError as fault:
+            return errors.respond(fault)
         if here.draining and not endpoint.always:
             return errors.problem(
                 503,
@@ -230,7 +248,7 @@ class _Surroundings:
             await self._socket(scope, receive, send)
             return
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _secured(send))
             return
         # Files here are small and served whole: a server may ignore Range, whatever it says (RFC 9110, 14.2).
         scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
@@ -247,10 +265,8 @@ class _Surroundings:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers["openai-processing-ms"] = str(round((time.monotonic() - started) * 1000))
-                headers["x-content-type-options"] = "nosniff"
-                headers["referrer-policy"] = "no-referrer"
-                headers.setdefault("content-security-policy", _POLICY)
-                headers["permissions-policy"] = "microphone=(self), display-capture=(self)"
+                for name, value in scope.get("state", {}).get("limits", {}).items():
+                    headers.setdefault(name, value)
             await send(message)
 
         body = _Body(scope, receive, self._limit, self._patience)
@@ -260,7 +276,7 @@ class _Surroundings:
             else self._app
         )
         try:
-            await app(scope, body.receive, send_with_headers)
+            await app(scope, body.receive, _secured(send_with_headers))
         finally:
             took = time.monotonic() - started
             if scope["path"] not in QUIET:
@@ -280,7 +296,7 @@ class _Surroundings:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, _secured(send_with_id))
         finally:
             logs.request_id.reset(token)
 
@@ -289,6 +305,22 @@ def _template(scope: Scope) -> str:
     """The route a request took, of a closed set."""
     found = _route(scope)
     return found if not found.startswith(FILES) else "(files)"
+
+
+def _secured(send: Send) -> Send:
+    """With the headers that keep browsers from guessing, framing and telling; on refused WebSockets, too."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):
+            headers = MutableHeaders(scope=message)
+            headers["x-content-type-options"] = "nosniff"
+            headers["x-frame-options"] = "DENY"
+            headers["referrer-policy"] = "no-referrer"
+            headers["permissions-policy"] = "microphone=(self), display-capture=(self)"
+            headers.setdefault("content-security-policy", _POLICY)
+        await send(message)
+
+    return send_with_headers
 
 
 def _route(scope: Scope) -> str:

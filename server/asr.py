@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from server import fields, formats, languages, uploads
 from server.context import context
 from server.errors import BadRequest
+from server.gate import gate
 from server.routes import Endpoint, Parameter, Reply
 from server.transcriptions import gathered, segment_object, while_connected
 from streaming.errors import TooLong, Unsupported
@@ -61,7 +62,9 @@ async def asr(request: Request) -> Response:
         if raw:
             await anyio.to_thread.run_sync(_contain, upload.path)
         recording = Recording(upload.path, here.settings.max_audio_seconds)
-        async with aclosing(here.engine.transcribe(recording, options)) as items:
+        async with aclosing(
+            gate(request).metered(request, here.engine.transcribe(recording, options))
+        ) as items:
             segments, summary = await while_connected(request, gathered(items))
     body = _body(output, segments, summary, words)
     name = quote(upload.name.rpartition("/")[2] or "transcript", safe="")
@@ -84,7 +87,9 @@ async def detect_language(request: Request) -> Response:
             await anyio.to_thread.run_sync(_contain, upload.path)
         recording = Recording(upload.path, here.settings.max_audio_seconds)
         options = Options(task="detect")
-        async with aclosing(here.engine.transcribe(recording, options)) as items:
+        async with aclosing(
+            gate(request).metered(request, here.engine.transcribe(recording, options))
+        ) as items:
             _, summary = await while_connected(request, gathered(items))
     return JSONResponse(
         {

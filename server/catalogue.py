@@ -166,6 +166,7 @@ ENDPOINTS = (
         "List models",
         parameters=(Parameter("all", "also those that are not downloaded", {"type": "boolean"}),),
         replies={200: Reply("the models", {"application/json": Models})},
+        scope="any",
     ),
     Endpoint(
         "GET",
@@ -175,6 +176,7 @@ ENDPOINTS = (
         "Describe a model",
         parameters=(_ID,),
         replies=_MODEL,
+        scope="any",
     ),
     Endpoint(
         "POST",

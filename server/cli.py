@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         print(f"open-speech: {_sentence(error)}", file=sys.stderr)
-        return 2 if type(error).__name__ == "Misconfigured" else 1
+        return 2 if type(error).__name__ in ("Misconfigured", "BadKeys") else 1
 
 
 def _sentence(error: Exception) -> str:
@@ -52,7 +52,7 @@ def _sentence(error: Exception) -> str:
 def _expected(error: Exception) -> bool:
     """Faults that carry a sentence for the user."""
     names = {type_.__name__ for type_ in type(error).__mro__}
-    return bool(names & {"Misconfigured", "OpenSpeechError", "NoGpu", "ServerError"})
+    return bool(names & {"Misconfigured", "BadKeys", "OpenSpeechError", "NoGpu", "ServerError"})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -79,8 +79,15 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "body_timeout": (0.1, 1e5),
     "drain_seconds": (0, 1e5),
     "decode_timeout": (1, 1e5),
+    "wrong_keys_per_minute": (0, 1e5),
+    "client_requests_per_minute": (1, 1e5),
+    "client_streams": (1, 1e6),
+    "client_audio_seconds_per_hour": (1, 1e8),
+    "client_audio_seconds_per_day": (1, 1e8),
 }
 """Least and most of numbers; of those not listed 0 and a milliard."""
+SECRET = ("api_keys", "limits_storage")
+"""Settings whose value is never shown."""
 COMPUTE_TYPES = (
     "auto",
     "default",
@@ -174,6 +181,7 @@ def redacted(settings: Settings) -> dict[str, Any]:
     """For logs: without secrets."""
     shown = asdict(settings)
     shown["api_keys"] = f"{len(settings.api_keys)} keys"
+    shown["limits_storage"] = settings.limits_storage.partition("://")[0] + "://…"
     return shown
 
 
@@ -266,6 +274,8 @@ class _Given:
 
     def _wrong(self, accepted: str) -> Misconfigured:
         shown = repr(self._raw) if len(repr(self._raw)) < 80 else repr(self._raw)[:76] + "…"
+        if self.name in SECRET:
+            shown = "something else"
         return Misconfigured(f"{self.source} is {shown}; it must be {accepted}")
 
 

@@ -195,6 +195,7 @@ def _answer(status: int, told: dict[str, Any], *headers: str) -> bytes:
         "content-type: application/json",
         f"content-length: {len(data)}",
         f"x-request-id: req_{uuid.uuid4().hex}",
+        "x-content-type-options: nosniff",
         "connection: close",
         *headers,
     ]

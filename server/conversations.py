@@ -15,6 +15,8 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from server.context import Context
+from server.errors import RateLimited, Refused
+from server.gate import Meter
 from server.protocols.dialect import Close, Command, Commit, Dialect, End, Hear, Open, Say
 from streaming.engine import Stream
 from streaming.errors import OpenSpeechError, Overloaded
@@ -83,8 +85,9 @@ class _Running:
 class Conversation:
     """One socket, one dialect, one stream of the engine at a time."""
 
-    def __init__(self, socket: WebSocket, here: Context, dialect: Dialect) -> None:
+    def __init__(self, socket: WebSocket, here: Context, dialect: Dialect, meter: Meter) -> None:
         self._socket = socket
+        self._meter = meter
         self._here = here
         self._dialect = dialect
         self._outbox = _Outbox()
@@ -206,6 +209,11 @@ class Conversation:
                     if self._running is not None:
                         self._sent += len(samples)
                         await self._running.stream.send(samples)
+                        try:
+                            await self._meter.hear(len(samples))
+                        except (RateLimited, Refused):
+                            await self._finish()  # what was heard is said first
+                            raise
                 case Commit(marker):
                     if self._running is not None:
                         await self._running.stream.commit(marker)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -29,8 +30,50 @@ from streaming.errors import (
 
 log = logging.getLogger(__name__)
 
+
+class BadRequest(InputError):
+    """A field of a request is wrong."""
+
+
+class Refused(InputError):
+    """The caller may not do that: no key, a wrong one, or one for other things."""
+
+
+class KeyMissing(Refused):
+    """A key is needed and none came."""
+
+
+class KeyWrong(Refused):
+    """The key is none of this server's."""
+
+
+class ScopeMissing(Refused):
+    """The key is good, for other things."""
+
+
+class RateLimited(Overloaded):
+    """The caller asked for more than its share; others are served."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float,
+        kind: str = "requests",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.kind = kind
+        """OpenAI's `type`: what there was too much of."""
+        self.headers = dict(headers or {})
+
+
 _TABLE: tuple[tuple[type[OpenSpeechError], int, str | None], ...] = (
     # the most special first
+    (KeyMissing, 401, None),
+    (KeyWrong, 401, "invalid_api_key"),
+    (ScopeMissing, 403, "missing_scope"),
+    (RateLimited, 429, "rate_limit_exceeded"),
     (TooLong, 413, "audio_too_long"),
     (TooShort, 400, "audio_too_short"),
     (NoAudio, 400, "no_audio"),
@@ -45,10 +88,6 @@ _TABLE: tuple[tuple[type[OpenSpeechError], int, str | None], ...] = (
     (BackendError, 500, "recognition_failed"),
     (OpenSpeechError, 500, None),
 )
-
-
-class BadRequest(InputError):
-    """A field of a request is wrong."""
 
 
 def body(
@@ -85,6 +124,8 @@ def envelope(error: OpenSpeechError) -> dict[str, Any]:
     """The envelope alone, for faults after the response has begun."""
     status, code = classify(error)
     kind = "server_error" if status >= 500 else "invalid_request_error"
+    if isinstance(error, RateLimited):
+        kind = error.kind
     return body(error.message, kind=kind, param=error.param, code=code)
 
 
@@ -92,12 +133,18 @@ def respond(error: OpenSpeechError) -> JSONResponse:
     """The response to a fault."""
     status, code = classify(error)
     headers = {}
+    kind = None
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+        if isinstance(error, RateLimited):
+            kind = error.kind
+            headers |= error.headers
+    elif status == 401:
+        headers["www-authenticate"] = "Bearer"
     elif status >= 500:
         # The same request would fail the same way: an SDK that retries would upload the file twice more for nothing.
         headers["x-should-retry"] = "false"
-    return problem(status, error.message, param=error.param, code=code, headers=headers)
+    return problem(status, error.message, param=error.param, code=code, headers=headers, kind=kind)
 
 
 async def on_fault(request: Request, error: Exception) -> Response:

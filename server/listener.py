@@ -122,6 +122,7 @@ def serve(app: Starlette, here: Context, settings: Settings) -> int:
         ws_ping_timeout=20,
         lifespan="on",
         server_header=False,
+        proxy_headers=False,  # the application does it, for the proxies of its settings
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=5,

@@ -257,6 +257,7 @@ ENDPOINTS = (
         "models",
         "List models in memory",
         replies={200: Reply("the models", {"application/json": Running})},
+        scope="any",
     ),
     Endpoint(
         "POST",

@@ -6,18 +6,22 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from server import auth, logs, sockets
+from server import auth, logs
 from server.context import Context, context
 from server.conversations import Conversation
-from server.errors import BadRequest
+from server.errors import BadRequest, KeyMissing, RateLimited, Refused, classify
+from server.gate import gate
+from server.keys import digest
+from server.limits import Caller
 from server.protocols.openai_realtime import Realtime, said
 from server.protocols.openai_session import Configuration
 from server.routes import Endpoint, Reply
@@ -26,7 +30,7 @@ from streaming.types import Options
 
 log = logging.getLogger(__name__)
 
-PROTOCOL, KEY_PREFIX, BETA = "realtime", "openai-insecure-api-key.", "openai-beta.realtime-v1"
+PROTOCOL, BETA = "realtime", "openai-beta.realtime-v1"
 """Subprotocols of OpenAI's browser client, which cannot set headers."""
 LEAST, USUAL, MOST = 10, 600, 7200
 """Seconds that a secret may live."""
@@ -35,44 +39,47 @@ SECRETS = 10_000
 
 
 class Secrets:
-    """Client secrets in memory: with each, until when it opens sessions and how they are configured."""
+    """Client secrets in memory: with each, until when it opens sessions, how they are configured, and who made it:
+    they count as his, and end with his key."""
 
     def __init__(self) -> None:
-        self._found: OrderedDict[str, tuple[float, Configuration]] = OrderedDict()
+        self._found: OrderedDict[bytes, tuple[float, Configuration, Caller | None]] = OrderedDict()
 
-    def make(self, seconds: float, configuration: Configuration, now: float) -> str:
+    def make(
+        self,
+        seconds: float,
+        configuration: Configuration,
+        now: float,
+        owner: Caller | None = None,
+    ) -> str:
         """A new one."""
         if len(self._found) >= SECRETS:
-            for value, (until, _) in list(self._found.items()):
+            for mark, (until, _, _) in list(self._found.items()):
                 if until <= now:
-                    del self._found[value]
+                    del self._found[mark]
         if len(self._found) >= SECRETS:
             self._found.popitem(last=False)
         value = "ek_" + secrets.token_urlsafe(32)
-        self._found[value] = (now + seconds, configuration)
+        self._found[digest(value)] = (now + seconds, configuration, owner)
         return value
 
-    def configuration(self, value: str | None, now: float) -> Configuration | None:
-        """What sessions opened with `value` begin with; None if it is unknown or has expired."""
-        until, configuration = self._found.get(value or "", (0.0, None))
-        return configuration if now < until else None
+    def find(self, value: str | None, now: float) -> tuple[Configuration | None, Caller | None]:
+        """What sessions opened with `value` begin with, and who made it; None if it is unknown or has expired."""
+        until, configuration, owner = self._found.get(digest(value or ""), (0.0, None, None))
+        return (configuration, owner) if now < until else (None, None)
 
 
 async def realtime(socket: WebSocket) -> None:
     """The socket. Whatever `intent` and `model` say, it is a transcription session: there is no other kind here."""
     here = context(socket)
     offered = socket.scope.get("subprotocols", [])
-    if not sockets._origin_allowed(socket, here):
-        await socket.close(1008, "origin not allowed")
-        return
     await socket.accept(PROTOCOL if PROTOCOL in offered else None)
-    key = auth.presented(socket) or next(
-        (each.removeprefix(KEY_PREFIX) for each in offered if each.startswith(KEY_PREFIX)), None
-    )
     kept: Secrets = socket.app.state.secrets
-    configuration = kept.configuration(key, time.time())
-    if configuration is None and not socket.app.state.keys.accept(key):
-        await _refuse(socket, key)
+    configuration, owner = kept.find(auth.presented(socket), time.time())
+    try:
+        meter = await gate(socket).open(socket, owner=owner)
+    except (Refused, RateLimited) as fault:
+        await _refuse(socket, fault)
         return
     model = socket.query_params.get("model")
     if configuration is None:
@@ -95,11 +102,12 @@ async def realtime(socket: WebSocket) -> None:
     here.working += 1
     try:
         with here.metrics.session("realtime") as ending:
-            conversation = Conversation(socket, here, dialect)
+            conversation = Conversation(socket, here, dialect, meter)
             code = await conversation.run()
             ending.code(code, begun=conversation.begun)
     finally:
         here.working -= 1
+        await meter.close()
     log.info(
         "realtime session %s closed with %d after %.1f s",
         dialect.id,
@@ -120,19 +128,19 @@ def _served(here: Context, model: str) -> bool:
     return True
 
 
-async def _refuse(socket: WebSocket, key: str | None) -> None:
+async def _refuse(socket: WebSocket, fault: Refused | RateLimited) -> None:
     """As OpenAI does it: a browser that is refused at the handshake learns nothing."""
-    code = None if key is None else "invalid_api_key"
-    message = (
-        "Missing bearer or basic authentication in header"
-        if key is None
-        else "the API key provided is not one of this server's; ask its operator for one"
-    )
-    error = {"type": "invalid_request_error", "code": code, "message": message, "param": None}
-    await socket.send_text(
-        said("error", "event_" + secrets.token_urlsafe(16), error={**error, "event_id": None})
-    )
-    await socket.close(3000, "invalid_request_error" + (f".{code}" if code else ""))
+    message, close = fault.message, 3000
+    error: dict[str, Any] = {"type": "invalid_request_error", "code": classify(fault)[1]}
+    if isinstance(fault, KeyMissing):
+        message = "Missing bearer or basic authentication in header"
+    if isinstance(fault, RateLimited):
+        close = 1013
+        error |= {"type": fault.kind, "retry_after": fault.retry_after}
+    error |= {"message": message, "param": None, "event_id": None}
+    with suppress(WebSocketDisconnect, RuntimeError, OSError):
+        await socket.send_text(said("error", "event_" + secrets.token_urlsafe(16), error=error))
+        await socket.close(close, ".".join(filter(None, (error["type"], error["code"]))))
 
 
 async def client_secrets(request: Request) -> Response:
@@ -178,7 +186,8 @@ def _secret(request: Request, seconds: Any, configuration: Configuration) -> tup
         )
     _check(context(request), configuration.options(partials=True))
     now = time.time()
-    return request.app.state.secrets.make(seconds, configuration, now), int(now + seconds)
+    made = request.app.state.secrets.make(seconds, configuration, now, request.state.caller)
+    return made, int(now + seconds)
 
 
 def _session(shown: dict[str, Any], until: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Endpoint:
     replies: Mapping[int, Reply] = field(default_factory=dict)
     public: bool = False
     """Answers without a key."""
-    scope: Literal["transcribe", "manage", "metrics"] = "transcribe"
-    """What a key must be good for."""
+    scope: Literal["transcribe", "manage", "metrics", "any"] = "transcribe"
+    """What a key must be good for; any: each of them."""
     always: bool = False
     """Answers while the server stops, too."""

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from server.context import Context
-from server.errors import classify
+from server.errors import RateLimited, Refused, classify
+from server.gate import Meter
 from server.journal import Journal, Unread
 from server.protocols import native
 from server.protocols.native import Audio, Commit, End, ProtocolError
@@ -77,6 +78,7 @@ class Session:
         opening: native.Opening,
         reader: native.Reader,
         owner: bytes,
+        meter: Meter,
     ) -> None:
         here = register.here
         self.id = "s_" + secrets.token_urlsafe(24)
@@ -101,6 +103,7 @@ class Session:
         self._here = here
         self._stream = stream
         self._source = source
+        self._meter = meter
         self._writer = native.Writer(self.id, opening)
         self._connection: Connection | None = None
         self._handover = asyncio.Lock()  # one connection at a time becomes the newest
@@ -267,7 +270,7 @@ class Session:
             try:
                 if not (self.ended or self._idle(connection)):
                     await self._do(command, connection)
-            except InputError as fault:
+            except (InputError, RateLimited) as fault:
                 # What came before the fault is good: the session says what is wrong, and then what it heard.
                 told, self.code = explained(fault)
                 self.reason, self.ended = "error", True
@@ -328,6 +331,7 @@ class Session:
                 return
             if len(found):
                 await self._stream.send(found)
+                await self._meter.hear(len(found))
 
     async def _finish(self) -> None:
         """No more audio."""
@@ -352,7 +356,10 @@ class Session:
             self._ack_timer.cancel()
             self._ack_timer = None
         self._source.close()
-        await self._stream.aclose()
+        try:
+            await self._stream.aclose()
+        finally:
+            await self._meter.close()
 
     def _acknowledge(self) -> None:
         """Once a second while audio comes, and once after it."""
@@ -457,8 +464,11 @@ def explained(fault: OpenSpeechError) -> tuple[dict[str, Any], int]:
         case Unread():
             return native.error(fault.message, code="slow_reader"), 1008
         case Overloaded():
-            told = native.error(fault.message, code="overloaded", retry_after=fault.retry_after)
-            return told, 1013
+            code = classify(fault)[1] or "overloaded"
+            return native.error(fault.message, code=code, retry_after=fault.retry_after), 1013
+        case Refused():
+            code = classify(fault)[1] or "invalid_api_key"
+            return native.error(fault.message, code=code), 1008
         case _:
             param = None if isinstance(fault, AudioError) else fault.param
             told = native.error(fault.message, code=classify(fault)[1] or "failed", param=param)

@@ -40,6 +40,45 @@ class Settings:
     api_keys_file: Annotated[
         Path | None, "access", "file with one key a line, for Docker secrets"
     ] = None
+    keys_file: Annotated[
+        Path | None,
+        "access",
+        "TOML file of hashed keys with scopes and limits, made by open-speech keys add; read again when it changes",
+    ] = None
+
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        "access",
+        "names under which browsers may reach a server without keys, besides addresses, localhost and the machine's"
+        " own; *.example.org for all below, * for any",
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        "access",
+        "addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed",
+    ] = ()
+    wrong_keys_per_minute: Annotated[
+        int, "access", "wrong keys an address may send a minute; 429 beyond, 0 for no limit"
+    ] = 20
+    client_requests_per_minute: Annotated[
+        int | None,
+        "access",
+        "requests a key, or an address where there are no keys, may send a minute; 429 beyond",
+    ] = None
+    client_streams: Annotated[
+        int | None, "access", "live streams it may have at once; refused beyond"
+    ] = None
+    client_audio_seconds_per_hour: Annotated[
+        int | None, "access", "seconds of audio it may send an hour; 429 beyond"
+    ] = None
+    client_audio_seconds_per_day: Annotated[
+        int | None, "access", "seconds of audio it may send a day; 429 beyond"
+    ] = None
+    limits_storage: Annotated[
+        str,
+        "access",
+        "where requests and audio are counted: memory://, or redis://… for several servers",
+    ] = "memory://"
 
     default_model: Annotated[
         str | None, "models", "model used where a request names none, or an OpenAI name"

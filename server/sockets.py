@@ -11,7 +11,6 @@ import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.routing import WebSocketRoute
 from starlette.types import Message
@@ -19,7 +18,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from server import auth, logs
 from server.context import PARTING, Context, context
+from server.errors import RateLimited, Refused
+from server.gate import gate
 from server.journal import unnumbered
+from server.limits import Caller
 from server.protocols import native
 from server.protocols.native import KeepAlive, Open, ProtocolError, Resume
 from server.sessions import Part, Session, Sessions, explained, failed, owner
@@ -30,8 +32,8 @@ log = logging.getLogger(__name__)
 
 STALL = 15.0
 """Seconds that one message may take to leave; then the reader is taken for dead."""
-PROTOCOL, KEY_PREFIX = "open-speech", "open-speech-key."
-"""Subprotocols: browsers cannot set headers, so a key may come as the second one."""
+PROTOCOL = "open-speech"
+"""The subprotocol. Browsers cannot set headers, so a key may be offered as a second one."""
 
 GRACE, LULL = 1.0, 0.1
 """Seconds for which audio on its way is still taken when the server stops, and of silence that end them early."""
@@ -44,26 +46,15 @@ REPLACED = "another connection resumed this session; only that one goes on"
 async def stream(socket: WebSocket) -> None:
     """`/v1/audio/transcriptions/stream`."""
     here = context(socket)
-    offered = socket.scope.get("subprotocols", [])
-    if not _origin_allowed(socket, here):
-        await socket.close(1008, "origin not allowed")
-        return
-    await socket.accept(PROTOCOL if PROTOCOL in offered else None)
-    key = auth.presented(socket) or next(
-        (each.removeprefix(KEY_PREFIX) for each in offered if each.startswith(KEY_PREFIX)), None
-    )
-    if not socket.app.state.keys.accept(key):
-        message = (
-            "an API key is needed; send it as a header (Authorization: Bearer KEY) or offer the subprotocols"
-            f" {PROTOCOL} and {KEY_PREFIX}KEY"
-            if key is None
-            else "the API key provided is not one of this server's; ask its operator for one"
-        )
-        await _last_words(socket, native.error(message, code="invalid_api_key"), 1008)
+    await socket.accept(PROTOCOL if PROTOCOL in socket.scope.get("subprotocols", []) else None)
+    try:
+        caller = await gate(socket).admit(socket, "transcribe")
+    except (Refused, RateLimited) as fault:
+        await _last_words(socket, *explained(fault))
         return
     here.working += 1
     try:
-        await _Connection(socket, here, key).run()
+        await _Connection(socket, here, caller).run()
     finally:
         here.working -= 1
 
@@ -80,11 +71,12 @@ class _Refusal(Exception):
 class _Connection:
     """One socket: it opens a session or resumes one, carries messages both ways, and leaves it as it is."""
 
-    def __init__(self, socket: WebSocket, here: Context, key: str | None) -> None:
+    def __init__(self, socket: WebSocket, here: Context, caller: Caller) -> None:
         self._socket = socket
         self._here = here
+        self._caller = caller
         self._sessions: Sessions = socket.app.state.sessions
-        self._owner = owner(key)
+        self._owner = owner(auth.presented(socket))
         self._reader = native.Reader(here.settings.language)
         self._session: Session | None = None
         self._patience: asyncio.Timeout | None = None  # while a message is waited for
@@ -164,7 +156,9 @@ class _Connection:
 
     async def _converse(self) -> None:
         """Do what the client says until it, the server or a limit ends the session."""
-        for opening in self._reader.receive_query(self._socket.query_params.multi_items()):
+        query = self._socket.query_params.multi_items()
+        options = [(name, value) for name, value in query if name not in auth.QUERY]
+        for opening in self._reader.receive_query(options):
             await self._do(opening)
         while self._session is None or not self._session.ended:
             try:
@@ -252,8 +246,13 @@ class _Connection:
     async def _open(self, opening: native.Opening) -> None:
         self._refuse_while_stopping()
         source = live.source(opening.encoding, opening.sample_rate, opening.channels)
-        stream = await self._here.engine.open_stream(opening.options)
-        session = Session(self._sessions, stream, source, opening, self._reader, self._owner)
+        meter = await gate(self._socket).start(self._caller)
+        try:
+            stream = await self._here.engine.open_stream(opening.options)
+        except BaseException:
+            await meter.close()
+            raise
+        session = Session(self._sessions, stream, source, opening, self._reader, self._owner, meter)
         if self._stopping is not None:  # it stopped while the model loaded; the audio waits unread
             self._stopping = session.stop_at = time.monotonic() + GRACE
         self._sessions.add(session)
@@ -320,16 +319,6 @@ class _Connection:
         except (WebSocketDisconnect, RuntimeError, OSError):
             return  # the reader takes what came before the peer went, and sees how it went
         self._done.set()
-
-
-def _origin_allowed(socket: WebSocket, here: Context) -> bool:
-    """A browser page of another site may not open a socket here unless it is on the list."""
-    origin = socket.headers.get("origin")
-    if origin is None:
-        return True
-    if origin in here.settings.allow_origins or "*" in here.settings.allow_origins:
-        return True
-    return urlsplit(origin).netloc == socket.headers.get("host", "")
 
 
 async def _last_words(socket: WebSocket, message: dict[str, Any], code: int) -> None:

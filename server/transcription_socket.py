@@ -9,9 +9,11 @@ import time
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
-from server import auth, logs, sockets
+from server import logs, sockets
 from server.context import context
 from server.conversations import Conversation
+from server.errors import RateLimited, Refused, ScopeMissing
+from server.gate import gate
 from server.protocols.faster_whisper_server import Endings, Transcript, parse
 from streaming.errors import InputError
 
@@ -22,13 +24,8 @@ async def transcribe(socket: WebSocket) -> None:
     """The socket."""
     here = context(socket)
     settings = here.settings
-    if not sockets._origin_allowed(socket, here):
-        await socket.close(1008, "origin not allowed")
-        return
-    await socket.accept()
-    if not socket.app.state.keys.accept(auth.presented(socket)):
-        await socket.close(1008, "a valid API key is needed")
-        return
+    offered = socket.scope.get("subprotocols", [])
+    await socket.accept(sockets.PROTOCOL if sockets.PROTOCOL in offered else None)
     try:
         request = parse(
             dict(socket.query_params),
@@ -37,6 +34,15 @@ async def transcribe(socket: WebSocket) -> None:
         )
     except InputError as fault:
         await socket.close(1008, fault.message[:120])
+        return
+    try:
+        meter = await gate(socket).open(socket)
+    except Refused as fault:
+        known = isinstance(fault, ScopeMissing)
+        await socket.close(1008, fault.message[:120] if known else "a valid API key is needed")
+        return
+    except RateLimited as fault:
+        await socket.close(1013, fault.message[:120])
         return
     endings = Endings(
         settings.max_no_data_seconds,
@@ -48,11 +54,12 @@ async def transcribe(socket: WebSocket) -> None:
     here.working += 1
     try:
         with here.metrics.session("faster_whisper_server") as ending:
-            conversation = Conversation(socket, here, Transcript(request, endings))
+            conversation = Conversation(socket, here, Transcript(request, endings), meter)
             code = await conversation.run()
             ending.code(code, begun=conversation.begun)
     finally:
         here.working -= 1
+        await meter.close()
     log.info("transcription socket closed with %d after %.1f s", code, time.monotonic() - started)
 
 

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from server import errors, fields, formats, languages, timings, uploads
 from server.context import context
 from server.fields import Output
+from server.gate import gate
 from server.routes import Endpoint, Parameter, Reply
 from server.timings import Clock
 from streaming.errors import OpenSpeechError, TooShort
@@ -65,7 +66,7 @@ async def _serve(request: Request, task: Task) -> Response:
         options, output = fields.parse(form, here.settings, task=task)
         recording = Recording(upload.path, here.settings.max_audio_seconds)
         items = await stack.enter_async_context(
-            aclosing(here.engine.transcribe(recording, options))
+            aclosing(gate(request).metered(request, here.engine.transcribe(recording, options)))
         )
         if output.stream:
             # What the client did wrong shows in the first step: it gets a status, not an event.

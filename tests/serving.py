@@ -214,6 +214,7 @@ def stoppable(
                 ws_ping_timeout=ping,
                 lifespan="on",
                 log_config=None,
+                proxy_headers=False,
                 access_log=False,
                 timeout_graceful_shutdown=2,
             )

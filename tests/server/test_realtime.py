@@ -143,13 +143,13 @@ def test_the_beta_gets_its_secret_in_the_session() -> None:
 def test_secrets_expire_and_are_bounded() -> None:
     kept, configuration = Secrets(), Configuration()
     value = kept.make(60, configuration, now=1000.0)
-    assert kept.configuration(value, 1059.0) is configuration
-    assert kept.configuration(value, 1060.0) is None
-    assert kept.configuration("ek_other", 1000.0) is None
-    assert kept.configuration(None, 1000.0) is None
+    assert kept.find(value, 1059.0)[0] is configuration
+    assert kept.find(value, 1060.0) == (None, None)
+    assert kept.find("ek_other", 1000.0) == (None, None)
+    assert kept.find(None, 1000.0) == (None, None)
     for _ in range(SECRETS):
         kept.make(60, configuration, now=1000.0)
-    assert kept.configuration(value, 1000.0) is None
+    assert kept.find(value, 1000.0) == (None, None)
 
 
 def test_sessions_end_at_their_limit() -> None:
