@@ -16,6 +16,8 @@ const IN_SOCKET = 48_000;
 const DEAD = 12_000;
 /** Milliseconds without audio after which a `keepalive` is sent; the server gives up after 60 s. */
 const KEEPALIVE = 20_000;
+/** Milliseconds that the browser's audio may take to start. */
+const STARTING = 8000;
 /** Seconds of silence kept, to be heard again by a new session: pre-roll is 5 s at most. */
 const MARGIN = 10;
 /** Events kept for a `for await` that has not begun or is slow. Partials are replaced, so these are hundreds of finals. */
@@ -756,7 +758,7 @@ async function capture(media, worklet) {
   try {
     // A file of its own: a strict content security policy forbids modules from a blob.
     await context.audioWorklet.addModule(worklet ?? new URL("./open-speech-worklet.js", import.meta.url));
-    await context.resume();
+    await running(context);
     const source = context.createMediaStreamSource(new MediaStream(media.getAudioTracks()));
     const node = new AudioWorkletNode(context, "open-speech-capture", { numberOfOutputs: 1, channelCount: 1, channelCountMode: "explicit" });
     source.connect(node);
@@ -767,6 +769,15 @@ async function capture(media, worklet) {
     context.close();
     throw error;
   }
+}
+
+/** Firefox waits for ever where the machine has nothing that sound could come out of. */
+async function running(context) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new OpenSpeechError("the browser’s audio does not start", { code: "no_audio" })), STARTING);
+  });
+  await Promise.race([context.resume(), late]).finally(() => clearTimeout(timer));
 }
 
 /** Microphone to text in one call: a stream that ends, device included, with `stream.end()` or `stream.close()`. */

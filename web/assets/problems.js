@@ -24,6 +24,12 @@ export function explain(error) {
         text: "It is there, but does not open; another programme may hold it.",
         remedy: "Close what else uses it, then press start again.",
       };
+    case "no_audio":
+      return {
+        title: "The browser’s audio does not start",
+        text: "Some browsers need a device for sound to come out of, even to listen.",
+        remedy: "Connect headphones or a screen with speakers, or use another browser, then press start again.",
+      };
     case "insecure_context":
       return {
         title: "This address cannot have the microphone",
