@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 from streaming.backends.base import Hypothesis, Step, StepBackend, StepResult, Window, WindowBackend
@@ -51,6 +52,8 @@ class Executor:
         self._owners: dict[Hashable, tuple[Deliver, Fail]] = {}
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=f"decode {info.id}")
         self._loop = asyncio.get_running_loop()
+        if isinstance(backend, RemoteBackend):
+            backend.restarted = self._restarted
         self._closed = False
 
     @property
@@ -147,6 +150,11 @@ class Executor:
         return self._steps.run(
             [(job.owner, job.tag, job.window) for job in jobs if isinstance(job.window, Step)]
         )
+
+    def _restarted(self) -> None:
+        """On a worker thread."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self.observer.restarted, self.info.id)
 
     def _drop(self, owner: Hashable) -> None:
         """Free what a step recogniser keeps of `owner`; what is at work comes back here when it is done."""

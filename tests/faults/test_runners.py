@@ -121,6 +121,8 @@ def test_killed_in_mid_speech(mortal: Process) -> None:
             kill(mortal)
         for each in talkers:
             each.check()
+    counted = mortal.get("/metrics").text
+    assert 'open_speech_runner_restarts_total{model="scripted"} 2.0' in counted
 
 
 @pytest.mark.fault(
