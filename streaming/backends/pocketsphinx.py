@@ -266,6 +266,7 @@ LOADER = _Loader()
 def _work(pipe: Connection[Any, Any]) -> None:
     """The child: commands in, words out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's affair
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent may ignore it, but ends us by it
     from pocketsphinx import Decoder
 
     whole: Any = None
