@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import wave
+import struct
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ OUTPUTS = {
 
 _LARGEST = 2**32 - 64
 """Bytes that a WAV file's header can count."""
+_HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
+"""A WAV file's, from `RIFF` to the length of its samples."""
 
 
 async def asr(request: Request) -> Response:
@@ -104,19 +106,22 @@ def _contain(path: Path) -> None:
     """Give bare samples (16-bit little-endian, 16 kHz, mono) the header that says so; a WAV file is left as it is."""
     if path.stat().st_size > _LARGEST:
         raise TooLong("there are more than 4 GiB of samples; send them in a container")
-    contained = path.with_name("contained")
-    with path.open("rb") as source:
-        start = source.read(12)
+    with path.open("r+b") as file:
+        start = file.read(12)
         if start[:4] == b"RIFF" and start[8:] == b"WAVE":
             return
-        source.seek(0)
-        with wave.open(str(contained), "wb") as target:
-            target.setnchannels(1)
-            target.setsampwidth(2)
-            target.setframerate(RATE)
-            while piece := source.read(2**20):
-                target.writeframesraw(piece[: len(piece) // 2 * 2])
-    contained.replace(path)
+        size = at = path.stat().st_size // 2 * 2
+        file.truncate(size)
+        while at:  # from the end, to make room for the header
+            length = min(2**20, at)
+            at -= length
+            file.seek(at)
+            piece = file.read(length)
+            file.seek(at + _HEADER.size)
+            file.write(piece)
+        file.seek(0)
+        told = (b"RIFF", size + 36, b"WAVEfmt ", 16, 1, 1, RATE, 2 * RATE, 2, 16, b"data", size)
+        file.write(_HEADER.pack(*told))
 
 
 def _body(output: str, segments: list[Segment], summary: Summary, words: bool) -> str:

@@ -36,6 +36,7 @@ _FAULTS = {
     "413": "too large or too long",
     "500": "the server or the recogniser failed",
     "503": "overloaded, stopping, or the model cannot be had",
+    "507": "no room on the server's disk",
 }
 
 

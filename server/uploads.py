@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import tempfile
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from server.errors import BadRequest
+from streaming.errors import OpenSpeechError, Overloaded, StorageFull
+
+log = logging.getLogger(__name__)
 
 TEXT = 16 * 2**20
 """Bytes that the text fields may have in all: four reference clips as data URLs fit."""
@@ -33,7 +38,7 @@ class Upload:
 
 @asynccontextmanager
 async def receive(request: Request, file_field: str = "file") -> AsyncGenerator[Upload, None]:
-    """Read the body; the file is gone when the block ends. Raises BadRequest."""
+    """Read the body; the file is gone when the block ends. Raises BadRequest, StorageFull."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip()
     if kind.lower() != "multipart/form-data":
         raise BadRequest(
@@ -41,12 +46,13 @@ async def receive(request: Request, file_field: str = "file") -> AsyncGenerator[
             f" {file_field}",
             param=file_field,
         )
-    with tempfile.TemporaryDirectory(prefix="open-speech-") as folder:
-        path = Path(folder) / "recording"
+    with _nameless() as path:
         try:
             form = await _Parser(request, path).parse()
         except MultiPartException as error:
             raise BadRequest(f"the multipart body is broken: {error.message}") from None
+        except OSError as error:
+            raise _not_stored(error) from error
         await form.close()
         file = form.get(file_field)
         if not isinstance(file, UploadFile):
@@ -62,6 +68,33 @@ async def receive(request: Request, file_field: str = "file") -> AsyncGenerator[
             (name, value) for name, value in form.multi_items() if isinstance(value, str)
         )
         yield Upload(path, file.filename or "upload", size, fields)
+
+
+@contextmanager
+def _nameless() -> Iterator[Path]:
+    """A file in the temporary folder without a name there, so that not even a server that is killed leaves it behind;
+    the path is good in this process only. Raises StorageFull, Overloaded."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            path = Path(f"/proc/self/fd/{file.fileno()}")
+            if not path.exists():  # another system, where the name has to stay
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="open-speech-"))
+                path = Path(folder) / "recording"
+        except OSError as error:
+            raise _not_stored(error) from error
+        yield path
+
+
+def _not_stored(error: OSError) -> OpenSpeechError:
+    """What it means that the temporary folder does not take an upload."""
+    log.error("an upload could not be stored in %s: %s", tempfile.gettempdir(), error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return StorageFull(
+            "the server has no room for the upload; send a shorter or more compressed recording, or ask its operator"
+            " for a larger TMPDIR"
+        )
+    return Overloaded("the server cannot take the upload now; try again in a moment", retry_after=5)
 
 
 class _Parser(MultiPartParser):

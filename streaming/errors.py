@@ -13,6 +13,7 @@
     ├── ModelUnavailable          the model is known but cannot be loaded or fetched
     │   ├── ModelGone             it was unloaded while the request waited; asking again helps
     │   └── ModelBusy             it is being loaded, downloaded or used, and cannot be taken away now
+    ├── StorageFull               no room on a disk for what was sent or asked for
     ├── Overloaded                too much to do; `retry_after` seconds
     └── BackendError              the recogniser failed; the next request may succeed
 """
@@ -77,6 +78,10 @@ class ModelGone(ModelUnavailable):
 
 class ModelBusy(ModelUnavailable):
     """The model is being loaded, downloaded or used: what was asked would take it from somebody."""
+
+
+class StorageFull(OpenSpeechError):
+    """No room on a disk for what was sent or asked for; the message says how much is missing where that is known."""
 
 
 class Overloaded(OpenSpeechError):

@@ -1,6 +1,7 @@
 """Request bodies: too big, too slow, too much text, or from clients that leave. ASGI without a socket where it can be."""
 
 import asyncio
+import errno
 import logging
 import socket
 import tempfile
@@ -15,7 +16,7 @@ import pytest
 
 from server import uploads
 from server.app import create_app
-from streaming.types import RATE, Segment
+from streaming.types import RATE, Recording, Segment
 from tests.fakes import tone, wav
 from tests.serving import Talker, context, running, with_engine
 
@@ -77,6 +78,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def left(folder: Path) -> list[str]:
+    """What is in it, but for the toy that tests share."""
+    return [each.name for each in folder.iterdir() if "toys" not in each.name]
+
+
 def test_a_client_that_leaves_during_its_upload_is_no_failure(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,7 +91,7 @@ def test_a_client_that_leaves_during_its_upload_is_no_failure(
         sent = asyncio.run(ask(create_app(here), [piece(HEAD + RECORDING), GONE]))
     assert sent[0]["status"] == 499
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
-    assert list(folder.glob("*/recording")) == []
+    assert left(folder) == []
     assert here.working == 0
 
 
@@ -100,7 +106,40 @@ def test_a_client_that_leaves_before_the_first_event_leaves_no_file(folder: Path
     with pytest.raises((ConnectionError, ExceptionGroup)):
         asyncio.run(ask(app, [piece(body, more=False)], broken))
     assert talker.stopped.is_set()
-    assert list(folder.glob("*/recording")) == []
+    assert left(folder) == []
+
+
+def test_an_upload_has_no_name_that_could_be_left_behind(folder: Path) -> None:
+    """Not even while it is at work: nothing is to be cleaned up after a server that was killed."""
+    here: list[str] = []
+
+    class Looking(Talker):
+        async def transcribe(self, recording: Recording, *more: Any) -> Any:
+            here.extend(left(folder))
+            here.append(str(recording.path.stat().st_size))
+            async for item in super().transcribe(recording, *more):
+                yield item
+
+    body = HEAD + RECORDING + b"\r\n--x--\r\n"
+    sent = asyncio.run(ask(create_app(context(Looking())), [piece(body, more=False)]))
+    assert sent[0]["status"] == 200
+    assert here == [str(len(RECORDING))]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(errno.ENOSPC, 507), (errno.EROFS, 507), (errno.EMFILE, 503)]
+)
+def test_a_disk_that_takes_no_upload_is_told_as_such(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    body = HEAD + RECORDING + b"\r\n--x--\r\n"
+    sent = asyncio.run(ask(create_app(context(Talker())), [piece(body, more=False)]))
+    assert sent[0]["status"] == status
+    assert b"the server" in sent[1]["body"]
 
 
 def test_the_text_fields_of_a_body_share_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
