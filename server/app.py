@@ -225,13 +225,16 @@ class _Guarded:
             return await errors.on_crash(request, error)
 
 
-_AMBIGUOUS = errors.problem(
-    400,
-    "the request has both Content-Length and Transfer-Encoding; send one of them",
-    code="bad_request",
-    headers={"connection": "close"},
-)
-"""What a proxy before us may take for another request than we do is refused (RFC 9112, 6.1)."""
+def _misread(scope: Scope) -> Response | None:
+    """The answer to what a proxy before us may take for another request than we do (RFC 9112, 6.1)."""
+    headers = {"connection": "close"}
+    if {b"content-length", b"transfer-encoding"} <= {*dict(scope["headers"])}:
+        told = "the request has both Content-Length and Transfer-Encoding; send one of them"
+        return errors.problem(400, told, code="bad_request", headers=headers)
+    if scope["http_version"] not in ("1.0", "1.1"):
+        told = "this server speaks HTTP/1.1"
+        return errors.problem(505, told, code="bad_request", headers=headers)
+    return None
 
 
 class _Surroundings:
@@ -270,13 +273,10 @@ class _Surroundings:
             await send(message)
 
         body = _Body(scope, receive, self._limit, self._patience)
-        app = (
-            _AMBIGUOUS
-            if {b"content-length", b"transfer-encoding"} <= {*dict(scope["headers"])}
-            else self._app
-        )
         try:
-            await app(scope, body.receive, _secured(send_with_headers))
+            await (_misread(scope) or self._app)(
+                scope, body.receive, _secured(send_with_headers)
+            )
         finally:
             took = time.monotonic() - started
             if scope["path"] not in QUIET:

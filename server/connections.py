@@ -14,11 +14,14 @@ from typing import Any
 import h11
 import uvicorn
 from h11._connection import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.exceptions import SecurityError
 from websockets.frames import Frame
+from websockets.http11 import Request
 
 from server import errors
 from server.context import PARTING
@@ -43,6 +46,9 @@ FAREWELL, QUIET = 2.0, 0.1
 silence that end them early."""
 HELD = 256 * 2**20
 """Bytes of messages that have begun to come, over all connections; who adds to them beyond is told to come later."""
+SPARE = 16
+"""Connections beyond the most, on which probes are answered, and all else with 503."""
+PROBES = ("/health", "/livez", "/readyz", "/metrics")
 SENDING = 32 * 2**10
 """Bytes that may be on their way to a WebSocket's peer; the kernel doubles it."""
 MESSAGE = 24 * 2**20
@@ -65,13 +71,18 @@ class Room(ServerState):
         """One in eight connections is kept for what is no WebSocket, such as probes."""
         return self.sockets >= self.most - max(1, self.most // 8)
 
+    @property
+    def full(self) -> bool:
+        """There are more connections than the most."""
+        return len(self.connections) > self.most
+
     def make(self) -> bool:
         """Room for one connection, at the cost of one that says nothing. False if all are at work."""
-        if len(self.connections) <= self.most:
+        if not self.full:
             return True
         silent = next(iter(self.waiting), None)
         if silent is None:
-            return False
+            return len(self.connections) <= self.most + SPARE
         del self.waiting[silent]
         silent.transport.close()
         return True
@@ -89,13 +100,11 @@ class Http(H11Protocol):
         room = self._room
         if room is not None:
             if not room.make():
-                told = errors.body(
-                    "all connections are in use", kind="server_error", code="overloaded"
-                )
-                transport.write(_answer(503, told, "retry-after: 5"))
+                transport.write(_answer(503, _FULL, "retry-after: 5"))
                 transport.close()
                 return
             room.waiting[self] = None
+            self.app = _Spare(self.app, room)
         self._arm()
 
     @property
@@ -139,13 +148,8 @@ class Http(H11Protocol):
         super().resume_writing()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        if self._room is not None and self._room.sockets_full:
-            told = errors.body(
-                "as many WebSockets are open as the server takes; try again in a moment",
-                kind="server_error",
-                code="overloaded",
-            )
-            self.transport.write(_answer(503, told, "retry-after: 5"))
+        if self._room is not None and (self._room.sockets_full or self._room.full):
+            self.transport.write(_answer(503, _FULL, "retry-after: 5"))
             self.transport.close()
             return
         super().handle_websocket_upgrade(event)
@@ -185,6 +189,28 @@ class Http(H11Protocol):
     def _expire(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+
+_FULL = errors.body(
+    "as many connections are open as the server takes; try again in a moment",
+    kind="server_error",
+    code="overloaded",
+)
+
+
+class _Spare:
+    """The application, which a full server runs for probes only."""
+
+    def __init__(self, app: Any, room: Room) -> None:
+        self._app = app
+        self._room = room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._room.full and scope["path"] not in PROBES:
+            headers = {"retry-after": "5", "connection": "close"}
+            await JSONResponse(_FULL, 503, headers)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def _answer(status: int, told: dict[str, Any], *headers: str) -> bytes:
@@ -239,8 +265,14 @@ class Sockets(WebSocketsSansIOProtocol):
         if not self.handshake_complete:
             self.transport.abort()
 
-    def handle_connect(self, event: Any) -> None:
-        super().handle_connect(event)
+    def handle_connect(self, event: Request) -> None:
+        try:
+            super().handle_connect(event)
+        except UnicodeError:  # the library cannot quote what it refuses
+            told = errors.body("the handshake has a header that is no ASCII", code="bad_request")
+            self.transport.write(_answer(400, told))
+            self.transport.close()
+            return
         if self.response.status_code == 101:
             # Whether a goodbye arrived is not told by ASGI, and the last words of a session hang on it.
             self._parting = self.loop.create_future()

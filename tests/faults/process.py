@@ -38,6 +38,9 @@ class Process:
         self.url = ""
         self.said: list[str] = []
         """Its log, a line each."""
+        self._probe = httpx2.Client(
+            timeout=PATIENCE, verify=False
+        )  # making a TLS context costs most
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, name="log of the server")
         self._reader.start()
@@ -71,7 +74,10 @@ class Process:
         until(lambda: self.get("/readyz").status_code == 200)
 
     def get(self, path: str) -> httpx2.Response:
-        return httpx2.get(self.url + path, timeout=PATIENCE)
+        return self._probe.get(self.url + path)
+
+    def post(self, path: str, **what: Any) -> httpx2.Response:
+        return self._probe.post(self.url + path, **what)
 
     def memory(self) -> int:
         """Bytes of it in memory."""
@@ -100,6 +106,7 @@ class Process:
 
     def close(self) -> None:
         """End it, whatever state it is in."""
+        self._probe.close()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -209,7 +216,7 @@ class Control:
     def _talk(self) -> None:
         with (
             connect(self._server.socket_url + "?partials=false", open_timeout=PATIENCE) as socket,
-            httpx2.Client(base_url=self._server.url, timeout=PATIENCE) as probe,
+            httpx2.Client(base_url=self._server.url, timeout=PATIENCE, verify=False) as probe,
         ):
             assert json.loads(socket.recv(timeout=PATIENCE))["type"] == "ready"
             turn = 0
@@ -236,3 +243,30 @@ class Control:
         assert self._found[-1]["reason"] == "client"
         assert text(self._found) == spelt(self._said)
         assert self.slowest < PATIENCE
+
+
+class alive:
+    """While the block runs an honest session speaks beside it; afterwards nothing of what the block did is left."""
+
+    def __init__(self, server: Process, *, errors: bool = False) -> None:
+        self._server = server
+        self._errors = errors  # may be told in the log
+
+    def __enter__(self) -> Control:
+        self._lines = len(self._server.said)
+        self._open = self._server.descriptors()
+        self._control = Control(self._server)
+        return self._control
+
+    def __exit__(self, *fault: object) -> None:
+        self._control.finish()
+        if fault[0] is not None:
+            return
+        server = self._server
+        assert server.process.poll() is None, server.log
+        said = "".join(server.said[self._lines :])
+        assert self._errors or "Traceback" not in said, said
+        assert self._errors or " error " not in said, said
+        until(lambda: server.working() == 0)
+        # Connections that a probe keeps alive, and a model's files, come and go: a leak is more than a few.
+        until(lambda: server.descriptors() <= self._open + 4)

@@ -18,8 +18,18 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.drive import speak
 from tests.fakes import pcm, wav
-from tests.faults.conftest import alive
-from tests.faults.process import FILES, PATIENCE, Process, rest, serving, spelt, text, until, words
+from tests.faults.process import (
+    FILES,
+    PATIENCE,
+    Process,
+    alive,
+    rest,
+    serving,
+    spelt,
+    text,
+    until,
+    words,
+)
 
 DEADLY = {"streaming.remote.PAUSE": 0.01, "streaming.remote.REST": 1.0}
 
