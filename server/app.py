@@ -274,9 +274,7 @@ class _Surroundings:
 
         body = _Body(scope, receive, self._limit, self._patience)
         try:
-            await (_misread(scope) or self._app)(
-                scope, body.receive, _secured(send_with_headers)
-            )
+            await (_misread(scope) or self._app)(scope, body.receive, _secured(send_with_headers))
         finally:
             took = time.monotonic() - started
             if scope["path"] not in QUIET:
