@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from open_speech_client import Error, Event, Final, Partial, Ready
+from open_speech_client import Error, Event, Final, Partial, Ready, Reconnecting
 
 _BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
@@ -22,6 +22,7 @@ class Display:
         self._colour = colour
         self._drawn = 0  # rows that the live part takes now
         self._utterance: int | None = None
+        self._away = False
 
     def receive(self, event: Event) -> str:
         """What changes on the screen."""
@@ -34,8 +35,16 @@ class Display:
                 text = printable(event.text)
                 line = f"{self._dim(clock(event.start))}  {text}\n" if text else ""
                 return self._erase() + line
-            case Ready():
-                return self._erase()  # what was tentative on the connection before is void
+            case Ready(resumed=resumed):
+                back, self._away = self._away, False
+                told = f"{self._dim('connected again; what was said meanwhile follows')}\n"
+                # What was shown of an open utterance is void in a new session.
+                return ("" if resumed and not back else self._erase()) + (told if back else "")
+            case Reconnecting(message=message):
+                if self._away:
+                    return ""  # one line is enough, however often it fails
+                self._away = True
+                return self._erase() + f"{self._dim(lost(message))}\n"
             case Error():
                 return self._erase() + f"{self._dim('error')}  {printable(event.message)}\n"
             case _:
@@ -80,6 +89,11 @@ class Display:
 
     def _dim(self, text: str) -> str:
         return f"{_DIM}{text}{_PLAIN}" if self._colour else text
+
+
+def lost(message: str) -> str:
+    """What to tell of a connection that is away."""
+    return f"{printable(message)}; trying again"
 
 
 def clock(seconds: float) -> str:

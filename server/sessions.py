@@ -252,7 +252,10 @@ class Session:
         """Events of the engine into the journal, and the end after the last."""
         try:
             async for event in self._stream:
-                self.journal.put(self._writer.event(event, self.received, self._stream.lag))
+                parting = self.reason != "client"
+                self.journal.put(
+                    self._writer.event(event, self.received, self._stream.lag, parting=parting)
+                )
             self.journal.close(self._writer.end(self.received, self.reason))
         except OpenSpeechError as fault:
             self._fail(*explained(fault))

@@ -88,6 +88,10 @@ class Final:
     language: str | None
     timing: Timing = Timing()
     checkpoint: Checkpoint | None = None
+    cut: bool = False
+    """The stream ended in the middle of it."""
+    stream_language: str | None = None
+    """The one that the stream has settled on, if it has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,7 @@ class RecordingSession:
     def _decide(self, boundaries: list[Boundary | Cut]) -> None:
         for boundary in boundaries:
             match boundary:
-                case Stopped(start, end, _, split):
+                case Stopped(start, end, _, split, _):
                     self._speech += end - start
                     if not split:
                         end = min(

@@ -8,7 +8,7 @@ number pair a frame, in order, and the exact sample of a commit or of the end.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeAlias
 
@@ -57,6 +57,8 @@ class Stopped:
     speech_end: int
     split: bool = False
     """It was too long and goes on in the next one, which starts at `end`."""
+    cut: bool = False
+    """The audio ended in it."""
 
 
 Boundary: TypeAlias = Started | Paused | Resumed | Stopped
@@ -181,7 +183,8 @@ class Segmenter:
         talking = self._state is _State.SPEECH
         if talking:
             self._silence = at
-        boundaries.append(self._stop(self._tail(at)))
+        stopped = self._stop(self._tail(at))
+        boundaries.append(stopped if goes_on else replace(stopped, cut=True))
         self._free = at  # what the client committed is done with, silence included
         self._eager = goes_on and talking
         return boundaries

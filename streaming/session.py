@@ -76,6 +76,7 @@ class _Utterance:
         None  # step recognisers: where speech may have ended; nothing after it is fed
     )
     eager: bool = False  # an Eager event is out
+    cut: bool = False  # the audio ended in it
     revision: int = 0
     shown: tuple[str, str] = ("", "")
     language: str | None = None
@@ -203,8 +204,9 @@ class Session:
                         self._speculate(self._open[-1], end)
                 case Resumed():
                     self._resume(self._open[-1])
-                case Stopped(_, end, speech_end, split):
+                case Stopped(_, end, speech_end, split, cut):
                     self._events.append(SpeechStopped(self._open[-1].number, speech_end, split))
+                    self._open[-1].cut = cut
                     self._stop(self._open[-1], end)
                 case Cut(at, is_end, marker):
                     self._ended = self._ended or is_end
@@ -505,7 +507,7 @@ class Session:
         )
 
     def _finish(self, utterance: _Utterance, final: Final) -> None:
-        utterance.outcome = final
+        utterance.outcome = replace(final, cut=utterance.cut, stream_language=self._language)
 
     def _settle(self, utterance: _Utterance, words: tuple[Word, ...]) -> None:
         self._settled += [word.end for word in words[utterance.settled :]]

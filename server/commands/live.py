@@ -15,11 +15,19 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from open_speech_client import End, Error, Event, Final, async_connect
+from open_speech_client import (
+    End,
+    Error,
+    Event,
+    Final,
+    Ready,
+    Reconnecting,
+    async_connect,
+)
 from open_speech_client.address import address, local
 from open_speech_client.events import encode
 from open_speech_client.microphone import Microphone, devices
-from server.display import Display
+from server.display import Display, lost
 
 PIECE = 0.05
 """Seconds of a file's audio in one message."""
@@ -204,6 +212,7 @@ class _Output:
             plain = "NO_COLOR" in os.environ
             self._display = Display(size.columns, size.lines, colour=not plain)
         self._finals: list[Final] = []
+        self._away = False
         self.status = 1
         if self._srt is not None:
             self._srt.write_text(
@@ -221,6 +230,13 @@ class _Output:
             print(event.text, flush=True)
         elif isinstance(event, Error):
             print(f"open-speech: {event.message}", file=sys.stderr)
+        elif isinstance(event, Reconnecting):
+            if not self._away:
+                print(f"open-speech: {lost(event.message)}", file=sys.stderr)
+            self._away = True
+        elif isinstance(event, Ready) and self._away:
+            self._away = False
+            print("open-speech: connected again", file=sys.stderr)
         if isinstance(event, End):
             self.status = 0
         if isinstance(event, Final) and self._srt is not None:

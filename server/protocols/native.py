@@ -319,8 +319,10 @@ class Writer:
             "resumable_seconds": resumable,
         }
 
-    def event(self, event: Event, received: int, lag: float) -> dict[str, Any]:
-        """One event; `received` in bytes, `lag` in seconds."""
+    def event(
+        self, event: Event, received: int, lag: float, *, parting: bool = False
+    ) -> dict[str, Any]:
+        """One event; `received` in bytes, `lag` in seconds. `parting`: it is not the client that ends the session."""
         words = self._opening.options.words
         match event:
             case SpeechStarted(utterance, at):
@@ -359,6 +361,10 @@ class Writer:
                         "recognition": _rounded(event.timing.decoding),
                         "speculated": event.timing.speculated,
                     }
+                if self._opening.options.language is None and event.stream_language is not None:
+                    found["stream_language"] = event.stream_language
+                if event.cut and parting:
+                    found["cut"] = True
                 if words:
                     found["words"] = [self._word(word) for word in event.words]
                 return found

@@ -178,7 +178,7 @@ def test_mistakes_and_missing_models_are_refused_at_the_door(url: str, talk: Tal
 def test_nobody_there_and_somebody_else_there(url: str) -> None:
     with pytest.raises(Unreachable, match="no open-speech server answers"):
         talk("http://127.0.0.1:9", b"")
-    with pytest.raises(Refused, match="check the URL"):
+    with pytest.raises(Refused, match="there is no WebSocket at /nothing/here/v1"):
         talk(url + "/nothing/here", b"")
     with running(with_toy(api_keys=("secret",))) as guarded:
         for key in (None, "wrong"):

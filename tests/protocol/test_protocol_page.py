@@ -123,6 +123,8 @@ def test_every_message_has_the_fields_of_the_table() -> None:
         Failed(0, BackendError("no")),
     ):
         made += [writer.event(each, 1, 0.0), plain.event(each, 1, 0.0)]
+    cut = Final(0, " one", word, 0, 1, "en", cut=True, stream_language="en")
+    made.append(writer.event(cut, 1, 0.0, parting=True))
     rows = second_table("message", 1)
     assert {each["type"] for each in made} == set(rows)
     for message in made:

@@ -244,8 +244,15 @@ class AsyncStream:
                 delay = min(LAST_DELAY, 2 * delay or FIRST_DELAY)
             pause = max(wait or 0.0, delay * random.uniform(0.75, 1.25))
             if now + pause >= until:
-                raise conversation.error
+                raise self._given_up(conversation.error)
             await asyncio.sleep(pause)
+
+    def _given_up(self, error: OpenSpeechError) -> OpenSpeechError:
+        """What ended the stream, and how long was tried."""
+        if self._patience > 0:
+            error.message += f"; given up after {self._patience:g} s"
+            error.args = (error.message,)
+        return error
 
     async def _converse(self) -> None:
         """One connection, from the handshake to its close."""

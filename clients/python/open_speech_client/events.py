@@ -21,8 +21,10 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A session stands. It comes again whenever a connection was replaced: what was tentative then is void, and an
-    utterance whose final had not come begins again, under the same number."""
+    """A session stands. It comes again whenever a connection was replaced.
+
+    `resumed`: the same session goes on as if nothing had been. Otherwise it is a new one: what was shown of an
+    utterance whose final had not come is void, and the utterance begins again, under the same number."""
 
     seq: int
     session: str
@@ -31,6 +33,7 @@ class Ready:
     """None for `container`: each recording has its own."""
     received: int
     resumable_seconds: float = 0.0
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,10 @@ class Final:
     words: tuple[Word, ...] = ()
     timing: dict[str, float | bool | None] | None = None
     """Seconds by stage, asked for with `timings`."""
+    stream_language: str | None = None
+    """What the stream has settled on, where no language was asked for."""
+    cut: bool = False
+    """The server stopped in the middle of it, and the stream could not go on elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +152,16 @@ class Error:
     """The utterance that is lost, if one is."""
 
 
-Event: TypeAlias = (
+@dataclass(frozen=True, slots=True)
+class Reconnecting:
+    """The connection broke, or the server sent us away. The stream tries to go on, and keeps the audio meanwhile; a
+    Ready follows, or an exception."""
+
+    seq: int
+    message: str
+
+
+Said: TypeAlias = (
     Ready
     | SpeechStarted
     | Partial
@@ -158,8 +174,9 @@ Event: TypeAlias = (
     | End
     | Error
 )
+Event: TypeAlias = Said | Reconnecting
 
-_TYPES: dict[str, type[Event]] = {
+_TYPES: dict[str, type[Said]] = {
     "ready": Ready,
     "speech_started": SpeechStarted,
     "partial": Partial,
@@ -172,15 +189,16 @@ _TYPES: dict[str, type[Event]] = {
     "end": End,
     "error": Error,
 }
-_NAMES = {kind: name for name, kind in _TYPES.items()}
+_NAMES: dict[type[Event], str] = {kind: name for name, kind in _TYPES.items()}
+_NAMES[Reconnecting] = "reconnecting"
 
 
-def decode(message: Mapping[str, Any]) -> Event | None:
+def decode(message: Mapping[str, Any]) -> Said | None:
     """The event in a server's message; None for a type that this client does not know. Raises ProtocolError."""
     kind = _TYPES.get(message.get("type", ""))
     if kind is None:
         return None
-    known = {each.name for each in fields(kind)}
+    known = {each.name for each in fields(kind)} - {"resumed"}  # that is ours to say
     given = {name: value for name, value in message.items() if name in known}
     try:
         if "words" in given:

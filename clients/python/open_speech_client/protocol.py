@@ -36,6 +36,8 @@ from open_speech_client.events import (
     Marker,
     Partial,
     Ready,
+    Reconnecting,
+    Said,
     SpeechStarted,
     decode,
 )
@@ -112,6 +114,8 @@ class Conversation:
         self._next = 0  # number of the first utterance that has no final
         self._begun = 0  # utterances that began have numbers below this
         self._fault: Error | None = None  # the last one, for the close that may follow
+        self._language: str | None = None  # what the stream has settled on
+        self._cut: Final | None = None  # of an utterance that the next session hears again
         self._rate = 0  # bytes a second; 0: not known
 
     @property
@@ -167,6 +171,8 @@ class Conversation:
                 self._begin_again()
                 offset = self._options.get("offset", 0.0) + self._base / self._rate
                 opening["offset"] = round(offset, 6)
+                if self._language is not None and not self._options.get("language"):
+                    opening["language"] = self._language
             self._seq = -1
         self._spoken = [json.dumps(opening, ensure_ascii=False)]
 
@@ -265,7 +271,7 @@ class Conversation:
             assert self.error is not None
             raise self.error
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: Said) -> None:
         if isinstance(event, Ready):
             self._take_ready(event)
             return
@@ -296,11 +302,15 @@ class Conversation:
             event = replace(event, utterance=event.utterance + self._first)
             number = event.utterance
             assert number is not None
+            if isinstance(event, Final) and event.cut and self._rate:
+                self._cut = event  # left out, unless nothing comes after it
+                return
             if isinstance(event, SpeechStarted):
                 self._begun = max(self._begun, number + 1)
             elif isinstance(event, Final | Error):
                 self._next = max(self._next, number + 1)
                 if isinstance(event, Final):
+                    self._language = event.stream_language or self._language
                     self._settle(self._position(event.end))
         if isinstance(event, Partial | Ack):
             self._forget(event.lag)
@@ -319,18 +329,28 @@ class Conversation:
         self.state = State.OPEN
         if not resumed:
             self._seq = ready.seq
+            self._cut = None
         width = WIDTH.get(self._options.get("encoding", "pcm_s16le"), 0)
         self._rate = width * self._options.get("channels", 1) * (ready.sample_rate or 0)
         self.received = start
         self._rewind(start)
-        self._events.append(replace(ready, received=start))
+        self._events.append(replace(ready, received=start, resumed=resumed))
 
     def _drain(self) -> None:
-        """The server ended the session and everything it holds is in finals; the rest goes to another one."""
-        self._settle(self.received - self.received % self._frame)
+        """The server ended the session by itself; the stream goes on in another one, unless it was at its end."""
         if self._ended and not self._markers and self.received >= self._total:
+            self._keep_cut()
             self.state = State.DONE
+            self._waiting.clear()
+            self._kept.clear()
             self._events.append(End(self._seq, self.received, "client"))
+
+    def _keep_cut(self) -> None:
+        """No session will hear it again."""
+        if self._cut is not None:
+            self._next = max(self._next, self._cut.utterance + 1)
+            self._events.append(self._cut)
+            self._cut = None
 
     def _begin_again(self) -> None:
         """The next session starts where the finals end."""
@@ -395,8 +415,11 @@ class Conversation:
         self.error = error
         if not self.resumable:
             self._fail(error)
+        else:
+            self._events.append(Reconnecting(self._seq, error.message))
 
     def _fail(self, error: OpenSpeechError) -> None:
+        self._keep_cut()
         self.error = error
         self.state = State.FAILED
         self._waiting.clear()
