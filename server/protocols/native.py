@@ -47,6 +47,8 @@ CLOSES = {
 """Close codes and what they mean."""
 ERRORS = {
     "invalid_api_key": "the key is missing or not one of this server's",
+    "missing_scope": "the key is not good for transcribing",
+    "rate_limit_exceeded": "the key or the address has used up its share; try again after `retry_after` seconds",
     "invalid_json": "a text message is no JSON",
     "invalid_value": "a message or an option is not as expected; `param` names the option",
     "started": "`start` came in a running session; nothing was changed",
