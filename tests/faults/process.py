@@ -33,8 +33,9 @@ PATIENCE = 20.0
 class Process:
     """A running server."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], temporary: Path) -> None:
         self.process = process
+        self._temporary = temporary
         self.url = ""
         self.said: list[str] = []
         """Its log, a line each."""
@@ -91,6 +92,10 @@ class Process:
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/task"))
 
+    def uploads(self) -> list[Path]:
+        """Recordings that lie in its temporary folder."""
+        return list(self._temporary.glob("*/recording"))
+
     def working(self) -> int:
         """Requests and streams at work."""
         return int(self.get("/counters").json()["working"])
@@ -131,12 +136,15 @@ def serving(
         model = Path(folder) / "scripted"
         model.mkdir()
         (model / "scripted").write_text("")
+        temporary = Path(folder) / "tmp"
+        temporary.mkdir()
         command = [*before, sys.executable, "-m", "tests.faults.countable", "serve", "--port", "0"]
         command += ["--model", f"scripted={model}", "--default-model", "scripted", *flags]
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("STT_")
         }
         environment |= {"STT_OFFLINE": "true", "STT_DEVICE": "cpu", "PYTHONPATH": str(ROOT)}
+        environment |= {"TMPDIR": str(temporary)}
         environment |= {"FAULTS": json.dumps(faults or {}), **variables}
         process = Process(
             subprocess.Popen(
@@ -147,7 +155,8 @@ def serving(
                 stdout=stdout,
                 stderr=subprocess.PIPE,
                 text=True,
-            )
+            ),
+            temporary,
         )
         try:
             if ready:

@@ -3,7 +3,6 @@
 import json
 import random
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
@@ -48,12 +47,6 @@ def heard(server: Process) -> None:
     answer = upload(server)
     assert answer.status_code == 200, answer.text
     assert answer.json()["text"] == spelt(SAID)
-
-
-def temporary(server: Process) -> list[Path]:
-    """Uploads that lie on disk."""
-    del server
-    return list(Path(tempfile.gettempdir()).glob("open-speech-*/recording"))
 
 
 # Time
@@ -102,7 +95,7 @@ def test_bodies_that_drip_or_stop(server: Process, dripping: bool) -> None:
             over.set()
             if dripping:
                 thread.join()
-    until(lambda: not temporary(server))
+    until(lambda: not server.uploads())
 
 
 @pytest.mark.fault("B16", "a large answer that nobody reads", "the connection is cut")
@@ -167,7 +160,7 @@ def test_a_body_without_end(server: Process, reads: bool) -> None:
             else:
                 pytest.fail("10 GB were taken")
         assert not reads or envelope(answer, 413)
-    until(lambda: not temporary(server))
+    until(lambda: not server.uploads())
 
 
 @pytest.mark.quick
@@ -198,7 +191,7 @@ def test_a_length_that_lies(server: Process, more: int) -> None:
         answer = until_closed(connection)
     assert not answer or status(answer) in (200, 400), answer
     assert b'"text"' not in answer or spelt(SAID).encode() in answer
-    until(lambda: not temporary(server))
+    until(lambda: not server.uploads())
 
 
 def parts(*said: bytes) -> bytes:
@@ -530,7 +523,7 @@ def test_uploads_that_stand_still(server: Process) -> None:
             each = stack.enter_context(closing(dial(server.url)))
             each.sendall(OPEN + b"Content-Length: 1000000\r\n\r\n" + PART + bytes(50_000))
         heard(server)
-    until(lambda: not temporary(server))
+    until(lambda: not server.uploads())
 
 
 @pytest.mark.fault(
@@ -553,7 +546,7 @@ def test_uploads_whose_client_leaves(server: Process) -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         connection.close()
     heard(server)
-    until(lambda: not temporary(server))
+    until(lambda: not server.uploads())
 
 
 @pytest.fixture
