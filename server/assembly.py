@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from server.context import Context
+    from streaming.engine import Engine
     from streaming.local import LocalEngine, Plan
     from streaming.models import Catalogue
     from streaming.observer import Observer
@@ -131,6 +132,7 @@ def make_engine(
 
 def make_app(settings: Settings, where: Device) -> tuple[Starlette, Context]:
     """The server, ready to run; models load after it listens."""
+    from server import flight
     from server.app import create_app
     from server.context import Context
     from server.metrics import Metrics
@@ -138,7 +140,9 @@ def make_app(settings: Settings, where: Device) -> tuple[Starlette, Context]:
 
     catalogue = make_catalogue(settings, where)
     catalogue.observer = metrics = Metrics()
-    engine = make_engine(settings, catalogue, where, metrics)
+    engine: Engine = make_engine(settings, catalogue, where, metrics)
+    if settings.flight_dir is not None:
+        engine = flight.Recorder(engine, settings)
     here = Context(settings, engine, catalogue, metrics)
     metrics.watch(here)
 

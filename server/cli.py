@@ -124,6 +124,27 @@ def _parser() -> argparse.ArgumentParser:
     for each in (listen, stream):
         _live_flags(each)
 
+    replay = verb(
+        "replay", "run a flight recording again and show what comes out differently", _replay
+    )
+    replay.add_argument("file", metavar="FILE", help="a recording of STT_FLIGHT_DIR")
+    replay.add_argument(
+        "--speed",
+        type=_speed,
+        default=1.0,
+        metavar="X",
+        help="times as fast as it was; 0: as fast as the engine takes it [default: 1]",
+    )
+    replay.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    replay.add_argument(
+        "--show", action="store_true", help="print what the file holds, run nothing"
+    )
+    replay.add_argument("--wav", metavar="OUT", help="write its audio there, run nothing")
+    replay.add_argument(
+        "-m", "--model-name", metavar="MODEL", help="another model than the one it was"
+    )
+    _engine_flags(replay)
+
     models = verb("models", "list, download and remove models", _models_help)
     actions = models.add_subparsers(title="actions", metavar="ACTION")
     for name, help_text, run in (
@@ -246,6 +267,12 @@ def _transcribe(given: dict[str, Any]) -> int:
     from server.commands import transcribe
 
     return transcribe.run(_settings({**given, "language": None}), given)
+
+
+def _replay(given: dict[str, Any]) -> int:
+    from server.commands import replay
+
+    return replay.run(_settings(given), given)
 
 
 def _models_help(given: dict[str, Any]) -> int:

@@ -63,6 +63,8 @@ SERVICE_LINK = re.compile(
 """What Kubernetes puts into every container for a service whose name begins with ``stt`` or ``tts``."""
 BOUNDS: dict[str, tuple[float, float]] = {
     "port": (0, 65535),
+    "flight_mb": (1, 1 << 20),
+    "flight_files": (1, 1e6),
     "device_index": (0, 255),
     "workers": (0, 256),
     "threads": (0, 1024),

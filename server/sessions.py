@@ -201,6 +201,7 @@ class Session:
         if self._task is not None:
             self._task.cancel()
         self._ending.code(self.code if self.journal.closed else 1006)
+        self._here.metrics.of(self.model).unread.inc(self.journal.shed)
         self._counted.close()
         log.info(
             "stream %s closed with %d after %.1f s, %d bytes of audio, %d partials shed",

@@ -34,6 +34,13 @@ class Settings:
         Literal["debug", "info", "warning", "error"], "server", "least important log line"
     ] = "info"
     log_format: Annotated[Literal["text", "json"], "server", "shape of the log lines"] = "text"
+    flight_dir: Annotated[
+        Path | None,
+        "server",
+        "folder for recordings of live streams, audio and text, that `open-speech replay` reads; none by default",
+    ] = None
+    flight_mb: Annotated[int, "server", "MiB that these may have in all; the oldest go"] = 1024
+    flight_files: Annotated[int, "server", "how many of them are kept"] = 1000
     api_keys: Annotated[
         tuple[str, ...], "access", "keys, any of which is accepted as bearer; none: open"
     ] = ()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from streaming.events import Event
-from streaming.observer import Pulse
+from streaming.observer import Decided, Pulse
 from streaming.types import Checkpoint, ModelInfo, Options, Recording, Samples, Transcribed
 
 
@@ -16,6 +16,9 @@ class Stream(Protocol):
     Iteration ends after the last event of an ended stream. Leaving without `end` abandons: call `aclose` then, and
     nothing of the stream stays behind.
     """
+
+    trace: Callable[[Decided], None] | None
+    """Whoever wants to know of every decode; on the event loop. None: nobody."""
 
     @property
     def model(self) -> str:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from streaming.backends.base import Hypothesis, Step, StepBackend, StepResult, Window, WindowBackend
 from streaming.backends.stepwise import Steps, whole
 from streaming.errors import BackendError, ModelGone, OpenSpeechError
-from streaming.observer import Kind, Observer
+from streaming.observer import Decided, Kind, Observer
 from streaming.remote import RemoteBackend
 from streaming.scheduler import Batch, Job, Lane, Scheduler
 from streaming.types import ModelInfo
@@ -197,3 +197,17 @@ def _fault(error: Exception) -> OpenSpeechError:
         return error
     log.error("a decode failed", exc_info=error)
     return BackendError("the recogniser failed on this audio; try again, and see the server's log")
+
+
+def decided(job: Job) -> Decided:
+    """What became of a job, for whoever keeps a record."""
+    started = job.added if job.started is None else job.started
+    match job.result:
+        case Hypothesis(text=text):
+            heard: str | None = text
+        case StepResult(words=words):
+            heard = "".join(word.text for word in words)
+        case _:
+            heard = None
+    queued, took = max(0.0, started - job.added), max(0.0, job.finished - started)
+    return Decided(KINDS[job.lane], job.start, job.edge, queued, took, heard)

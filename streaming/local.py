@@ -25,10 +25,10 @@ from streaming.backends.stepwise import whole
 from streaming.ears import Ears
 from streaming.errors import ModelUnavailable, OpenSpeechError, Overloaded, Unsupported
 from streaming.events import Event
-from streaming.executor import KINDS, Executor
+from streaming.executor import KINDS, Executor, decided
 from streaming.meter import Meter, Stages
 from streaming.models import Catalogue, Entry
-from streaming.observer import Kind, Observer, Pulse
+from streaming.observer import Decided, Kind, Observer, Pulse
 from streaming.recording import RecordingSession
 from streaming.residency import Residency
 from streaming.scheduler import Job
@@ -310,6 +310,7 @@ class LocalStream:
         self._error: OpenSpeechError | None = None
         self._closed = False
         self.model = executor.info.id
+        self.trace: Callable[[Decided], None] | None = None
         self._meter = Meter(executor.observer, self.model, options.pre_roll_ms * RATE // 1000)
         executor.attach(self._session, self._deliver, self._fail, live=True)
 
@@ -369,6 +370,8 @@ class LocalStream:
             await self._stack.aclose()
 
     def _deliver(self, job: Job) -> None:
+        if self.trace is not None:
+            self.trace(decided(job))
         self._session.receive_result(job)
         self._pump()
 

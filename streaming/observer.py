@@ -55,6 +55,20 @@ class Observer:
 
 
 @dataclass(frozen=True, slots=True)
+class Decided:
+    """One decode of one stream, as it came back."""
+
+    kind: Kind
+    start: int
+    end: int
+    """The samples it was about."""
+    queued: float
+    took: float
+    text: str | None
+    """What was understood; None for a failure."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pulse:
     """What an engine has to do at this moment."""
 

@@ -114,6 +114,7 @@ class Chatter:
 
     def __init__(self) -> None:
         self.model = "toy"
+        self.trace = None
         self.lag = 0.0
         self.received = 0
         self.pieces: list[Samples] = []
