@@ -127,10 +127,114 @@ def test_the_key_travels_as_subprotocol(tmp_path: Path) -> None:
             assert thrown["code"] == "invalid_api_key"
 
 
-def test_a_cut_wire_loses_no_word_and_moves_no_time(url: str, tmp_path: Path) -> None:
+def sentences() -> bytes:
     spoken = [lines()[number] for number in (0, 1, 6, 7)]
-    audio = np.concatenate([np.concatenate([line.samples, silence(1.0)]) for line in spoken])
-    whole = of("final", stream(url, tmp_path, pcm(audio), words=True))
+    return pcm(np.concatenate([np.concatenate([line.samples, silence(1.0)]) for line in spoken]))
+
+
+def plain(finals: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What finals say and when, without what depends on how fast the audio came."""
+    return [
+        {key: final[key] for key in ("utterance", "text", "start", "language")} for final in finals
+    ]
+
+
+@pytest.mark.parametrize("every", [3, 7, 15])
+def test_a_resumed_session_says_everything_once_and_as_if_nothing_had_happened(
+    url: str, tmp_path: Path, every: int
+) -> None:
+    size = len(sentences())
+    options = {"words": True, "commitAt": size // 3}
+    whole = stream(url, tmp_path, sentences(), **options)
+    with wire(url) as proxy:
+        options |= {"pace": 10, "reconnect": {"least": 0.02}}
+        events: list[dict[str, Any]] = []
+        cuts = 0
+        for event in following(proxy.url, tmp_path / "audio.pcm", options):
+            events.append(event)
+            if len(events) % every == 0 and cuts < 10:
+                cuts += 1
+                proxy.cut()
+    assert cuts >= 3
+    assert plain(of("final", events)) == plain(of("final", whole))
+    assert [mark["marker"] for mark in of("marker", events)] == ["here"]
+    assert len({ready["session"] for ready in of("ready", events)}) == 1
+    assert of("end", events)[0]["received"] == size
+    # No number twice and none left out: what a cut swallowed has come with the next connection.
+    numbers = [event["seq"] for event in events if "seq" in event and event["type"] != "ready"]
+    assert numbers == list(range(1, len(numbers) + 1))
+    committed: dict[int, str] = {}
+    for event in events:
+        if event["type"] in ("partial", "final"):
+            text = event.get("committed", event.get("text"))
+            assert text.startswith(committed.get(event["utterance"], ""))
+            committed[event["utterance"]] = text
+    assert not of("gap", events)
+
+
+def test_the_last_words_come_though_the_wire_is_cut_at_the_end(url: str, tmp_path: Path) -> None:
+    audio = pcm(lines()[0].samples)
+    whole = of("final", stream(url, tmp_path, audio))
+    with wire(url) as proxy:
+        events = []
+        options = {"reconnect": {"least": 0.02}}
+        for event in following(proxy.url, tmp_path / "audio.pcm", options):
+            events.append(event)
+            if event["type"] == "ending":
+                proxy.cut()
+    assert proxy.connections > 1
+    assert plain(of("final", events)) == plain(whole)
+    assert of("end", events)[0]["reason"] == "client"
+    assert events[-1]["type"] == "heard"
+
+
+@pytest.mark.slow
+def test_a_wire_that_carries_nothing_any_more_is_left(url: str, tmp_path: Path) -> None:
+    """Half-open: nobody is told. The client takes twelve seconds of no answer for an answer."""
+    whole = of("final", stream(url, tmp_path, sentences()))
+    with wire(url) as proxy:
+        options = {"pace": 10, "reconnect": {"least": 0.5}}
+        events = []
+        for event in following(proxy.url, tmp_path / "audio.pcm", options):
+            events.append(event)
+            if (event["type"], event.get("utterance")) == ("partial", 1):
+                proxy.stalled = not of("connection", events[1:])[1:]
+            elif event["type"] == "connection" and event["state"] == "reconnecting":
+                proxy.stalled = False  # what was on its way arrives after all
+    assert proxy.connections == 2
+    assert plain(of("final", events)) == plain(whole)
+    assert len({ready["session"] for ready in of("ready", events)}) == 1
+
+
+def test_a_session_that_is_gone_goes_on_in_a_new_one(tmp_path: Path) -> None:
+    """Nothing is resumed after so short a time: the new session hears again what had no final."""
+    with running(with_toy(resume_seconds=0.05)) as url:
+        whole = of("final", stream(url, tmp_path, sentences()))
+        with wire(url) as proxy:
+            options = {"pace": 10, "reconnect": {"least": 0.5}}
+            events: list[dict[str, Any]] = []
+            for event in following(proxy.url, tmp_path / "audio.pcm", options):
+                events.append(event)
+                if (event["type"], event.get("utterance")) == ("partial", 1) and not of(
+                    "connection", events[1:]
+                )[1:]:
+                    proxy.cut()
+    assert len({ready["session"] for ready in of("ready", events)}) == 2
+    assert not of("error", events)  # that the session is unknown is the client's business
+    finals = of("final", events)
+    assert [final["utterance"] for final in finals] == list(range(len(finals)))
+    text = " ".join(final["text"] for final in finals)
+    assert word_errors(" ".join(final["text"] for final in whole), text) <= 1
+
+
+def test_a_cut_wire_loses_no_word_and_moves_no_time(tmp_path: Path) -> None:
+    """At a server that keeps no session."""
+    with running(with_toy(resume_seconds=0)) as url:
+        cut_twice(url, tmp_path)
+
+
+def cut_twice(url: str, tmp_path: Path) -> None:
+    whole = of("final", stream(url, tmp_path, sentences(), words=True))
     with wire(url) as proxy:
         file = tmp_path / "audio.pcm"
         options = {"words": True, "pace": 10, "reconnect": {"least": 0.05}}

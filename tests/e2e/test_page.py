@@ -90,6 +90,20 @@ addEventListener("DOMContentLoaded", () => {
 """
 
 
+def only_grew(page: Page, shown: list[str]) -> None:
+    """Committed text was never rewritten on the screen, and the final begins with it. Needs `WATCHING`."""
+    revisions: list[tuple[int, str]] = page.evaluate("revisions")
+    assert any(committed for _, committed in revisions)
+    before = (0, "")
+    for utterance, committed in revisions:
+        if not committed:
+            continue
+        assert shown[utterance].startswith(committed)
+        if before[0] == utterance:
+            assert committed.startswith(before[1])
+        before = (utterance, committed)
+
+
 def test_spoken_words_appear_settle_and_can_be_taken_home(url: str, microphone: Path) -> None:
     with visiting(url, microphone, script=WATCHING) as visit:
         page = visit.page
@@ -105,19 +119,7 @@ def test_spoken_words_appear_settle_and_can_be_taken_home(url: str, microphone: 
         shown = visit.captions()
         assert word_errors(" ".join(line.text for line in SPOKEN), " ".join(shown)) <= 2
 
-        # Committed text only ever grew, and the final begins with it.
-        revisions: list[tuple[int, str]] = page.evaluate("revisions")
-        assert any(committed for _, committed in revisions)
-        before = ""
-        for utterance, committed in revisions:
-            if committed and utterance < len(shown):
-                assert shown[utterance].startswith(committed)
-                if shown[utterance].startswith(before):
-                    assert committed.startswith(before) or not before
-                before = committed
-            elif not committed:
-                before = ""
-
+        only_grew(page, shown)
         assert saved(page, "#save", "txt") == "\n".join(shown) + "\n"
         data = json.loads(saved(page, "#save", "json"))
         assert [each["text"] for each in data["utterances"]] == shown
@@ -189,8 +191,54 @@ def test_a_second_recording_goes_on_in_time(url: str, microphone: Path) -> None:
         clean(visit)
 
 
-def test_a_cut_wire_costs_no_word(url: str, microphone: Path) -> None:
-    with wire(url) as proxy, visiting(proxy.url, microphone) as visit:
+def test_a_wire_that_is_cut_again_and_again_costs_no_word(url: str, microphone: Path) -> None:
+    with wire(url) as proxy, visiting(proxy.url, microphone, script=WATCHING) as visit:
+        page = visit.page
+        sessions: list[str] = []
+        page.on("websocket", lambda socket: socket.on("framereceived", notice))
+
+        def notice(frame: str | bytes) -> None:
+            message = json.loads(frame)
+            if message["type"] == "ready":
+                sessions.append(message["session"])
+
+        page.click("#toggle")
+        expect(page.locator("#interim")).to_be_visible(timeout=PATIENCE)  # in the first sentence
+        proxy.cut()
+        finished(page, 1)
+        expect(page.locator("#committed")).not_to_be_empty(timeout=PATIENCE)  # in the second one
+        proxy.up = False
+        proxy.reset()
+        expect(page.locator("#status")).to_contain_text("Reconnecting")
+        expect(page.locator("#interim")).to_be_visible()  # what was said stays
+        # People go on speaking meanwhile.
+        page.wait_for_function("() => parseFloat(document.querySelector('#lag').textContent) > 1")
+        assert visit.captions()
+        proxy.up = True
+        expect(page.locator("#status")).to_have_text("Listening", timeout=PATIENCE)
+        finished(page, 2)
+        expect(page.locator("#interim")).to_be_visible(timeout=PATIENCE)
+        proxy.cut()
+        page.click("#toggle")  # stopped while it is away
+        expect(page.locator("#status")).to_have_text("Ready", timeout=PATIENCE)
+        shown = visit.captions()
+        assert len(shown) == 3
+        spoken = " ".join(line.text for line in SPOKEN[:2])
+        assert word_errors(spoken, " ".join(shown[:2])) <= 1
+        third = [word.lower().strip(".,") for word in shown[2].split()][:-1]  # the last was cut
+        assert third == SPOKEN[2].text.lower().replace(".", "").split()[: len(third)]
+        only_grew(page, shown)
+        assert len(sessions) >= 4
+        assert len(set(sessions)) == 1
+        assert visit.violations() == []
+
+
+def test_a_cut_wire_costs_no_word_where_sessions_are_not_kept(microphone: Path) -> None:
+    with (
+        running(with_toy(resume_seconds=0)) as url,
+        wire(url) as proxy,
+        visiting(proxy.url, microphone) as visit,
+    ):
         page = visit.page
         page.click("#toggle")
         finished(page, 1)

@@ -16,7 +16,9 @@ try {
       if (commitAt !== null && at <= commitAt && commitAt < at + size) stream.commit("here");
       if (pace) await new Promise((resolve) => setTimeout(resolve, pace));
     }
-    await stream.end();
+    const ended = stream.end();
+    say({ type: "ending" });
+    await ended;
   })();
   for await (const event of stream) say(event);
   await sending;
