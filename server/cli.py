@@ -162,6 +162,39 @@ def _parser() -> argparse.ArgumentParser:
             action.add_argument("names", nargs="+", metavar="MODEL")
         add_flags(action, ("models",))
 
+    kept = verb("keys", "make, list and remove API keys", _keys_help)
+    actions = kept.add_subparsers(title="actions", metavar="ACTION")
+    for name, help_text, run in (
+        ("add", "make a key and print it, once", _keys_add),
+        ("list", "names, scopes and limits of the keys", _keys_list),
+        ("remove", "take keys away, at once", _keys_remove),
+    ):
+        action = actions.add_parser(name, help=help_text, description=help_text)
+        action.set_defaults(run=run)
+        action.add_argument(
+            "--keys-file", metavar="FILE", help="where the hashes are [env: STT_KEYS_FILE]"
+        )
+        action.add_argument(
+            "--config", metavar="FILE", help="TOML file of settings [env: STT_CONFIG]"
+        )
+        if name == "add":
+            action.add_argument("name", metavar="NAME", help="who or what it is for")
+            action.add_argument(
+                "--scope",
+                action="append",
+                choices=("transcribe", "manage", "metrics"),
+                help="what it is good for; may be repeated [default: transcribe]",
+            )
+            for limit, text in _KEY_LIMITS.items():
+                action.add_argument(
+                    "--" + limit.replace("_", "-"),
+                    type=int,
+                    metavar="N",
+                    help=f"{text}; 0: no limit [default: the server's]",
+                )
+        elif name == "remove":
+            action.add_argument("names", nargs="+", metavar="NAME")
+
     ps = verb("ps", "models in memory of a running server", _ps)
     doctor = verb("doctor", "check this machine and say what to do", _doctor)
     _engine_flags(doctor)
@@ -170,6 +203,15 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("url", nargs="?", help="default: http://127.0.0.1:$STT_PORT, or 8100")
         each.add_argument("--key", help="API key [env: OPEN_SPEECH_KEY]")
     return parser
+
+
+_KEY_LIMITS = {
+    "requests_per_minute": "requests it may send a minute",
+    "streams": "live streams it may have at once",
+    "audio_seconds_per_hour": "seconds of audio it may send an hour",
+    "audio_seconds_per_day": "seconds of audio it may send a day",
+}
+"""The limits of `server.keys`, which is not imported for `--help`."""
 
 
 def _live_flags(parser: argparse.ArgumentParser) -> None:
@@ -243,6 +285,7 @@ def _serve(given: dict[str, Any]) -> int:
         given["default_model"] = given["model_name"]
     settings = _settings(given)
     from server import assembly, configuration, listener, logs
+    from server.lan import loopback
 
     logs.configure(settings.log_level, settings.log_format)
     import logging
@@ -254,11 +297,18 @@ def _serve(given: dict[str, Any]) -> int:
         from server import lan
 
         settings = lan.prepare(settings)
-    if settings.host not in ("127.0.0.1", "localhost", "::1") and not settings.api_keys:
-        log.warning(
-            "listening on %s without a key: whoever reaches this address can use the server; set STT_API_KEYS",
-            settings.host,
-        )
+    if not settings.api_keys and settings.keys_file is None:
+        if loopback(settings.host):
+            log.info(
+                "no key is set: listening on %s, where only this machine reaches the server",
+                settings.host,
+            )
+        else:
+            log.warning(
+                "listening on %s without a key: whoever reaches this address can use the server;"
+                " set STT_API_KEYS or STT_KEYS_FILE",
+                settings.host,
+            )
     app, here = assembly.make_app(settings, where)
     return listener.serve(app, here, settings)
 
@@ -297,6 +347,31 @@ def _models_rm(given: dict[str, Any]) -> int:
     from server.commands import models
 
     return models.remove(_settings(given), given["names"])
+
+
+def _keys_help(given: dict[str, Any]) -> int:
+    del given
+    print("open-speech keys: choose add, list or remove (--help says more)", file=sys.stderr)
+    return 2
+
+
+def _keys_add(given: dict[str, Any]) -> int:
+    from server.commands import keys
+
+    limits = {name: given[name] for name in _KEY_LIMITS if given[name] is not None}
+    return keys.add(_settings(given), given["name"], given["scope"] or ("transcribe",), limits)
+
+
+def _keys_list(given: dict[str, Any]) -> int:
+    from server.commands import keys
+
+    return keys.show(_settings(given))
+
+
+def _keys_remove(given: dict[str, Any]) -> int:
+    from server.commands import keys
+
+    return keys.remove(_settings(given), given["names"])
 
 
 def _listen(given: dict[str, Any]) -> int:

@@ -146,6 +146,9 @@ def add(path: Path, name: str, scopes: Sequence[Scope], limits: dict[str, int]) 
     if len(there) >= MOST:
         raise BadKeys(f"keys_file {path} has {MOST} keys, the most there may be; remove one")
     key = PREFIX + secrets.token_urlsafe(32)
+    for limit, value in limits.items():
+        if not 0 <= value <= 10**9:
+            raise BadKeys(f"{limit} is {value}; it must be a whole number, 0 for no limit")
     listed = ", ".join(f'"{scope}"' for scope in SCOPES if scope in scopes)
     lines = [
         f"[{name}]",

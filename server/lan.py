@@ -52,6 +52,14 @@ def addresses() -> tuple[str, ...]:
     return () if found.startswith("127.") else (found,)
 
 
+def loopback(host: str) -> bool:
+    """Only this machine reaches what listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def certificate(folder: Path, names: tuple[str, ...], reached_at: tuple[str, ...]) -> Pair:
     """A certificate for `names` and addresses in `folder`: the one that is there if it will do, else a new one."""
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from contextvars import ContextVar
@@ -22,6 +23,25 @@ TRACEBACK = 20_000
 """Characters of a traceback, of which the end says most."""
 
 
+_SECRET = re.compile(
+    r"""(
+        (?:authorization|x-api-key|cookie)["']?\s*[:=,]\s*(?:b?["'])?(?:(?:bearer|basic)\s+)?
+        | \bbearer\s+
+        | \b(?:open-speech-key|openai-insecure-api-key)\.
+        | [?&](?:api_)?key=
+        | ://[^/\s:@]*:(?=[^/\s@]+@)
+        | \b(?:osk|ek)_(?=[\w-]{16})
+    )[^\s,;&"'<>()@\]]+""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""Where keys are in what libraries log of requests, addresses and headers, and in tracebacks."""
+
+
+def concealed(text: str) -> str:
+    """`text` without the keys in it. The last line of defence: nothing of ours writes one."""
+    return _SECRET.sub(r"\1…", text)
+
+
 def ids() -> dict[str, str]:
     """What the current task serves: `request` and `stream`, where there are any."""
     found = {"request": request_id.get(), "stream": stream_id.get()}
@@ -29,7 +49,7 @@ def ids() -> dict[str, str]:
 
 
 def _event(record: logging.LogRecord) -> str:
-    text = record.getMessage()
+    text = concealed(record.getMessage())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text)} characters)"
 
 
@@ -46,7 +66,7 @@ class _Json(logging.Formatter):
         line |= ids()
         line |= getattr(record, "fields", {})
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)[-TRACEBACK:]
+            line["traceback"] = concealed(self.formatException(record.exc_info))[-TRACEBACK:]
         return json.dumps(line)
 
 
@@ -58,7 +78,7 @@ class _Text(logging.Formatter):
         if found := ids():
             line += f" [{' '.join(found.values())}]"
         if record.exc_info:
-            trace = self.formatException(record.exc_info)[-TRACEBACK:]
+            trace = concealed(self.formatException(record.exc_info))[-TRACEBACK:]
             line += "".join(f"\n    {_escaped(each)}" for each in trace.split("\n"))
         return line
 

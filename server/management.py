@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from server import errors
+from server import errors, uploads
 from server.context import context
 from server.errors import BadRequest, problem
 from server.routes import Endpoint, Parameter, Reply
@@ -205,7 +205,7 @@ async def _keep_alive(request: Request) -> float | None:
     """Seconds, from the query or a JSON body; None if neither says."""
     text: Any = request.query_params.get("keep_alive")
     if text is None:
-        body = await request.body()
+        body = await uploads.short(request)
         if not body.strip():
             return None
         try:

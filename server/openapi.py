@@ -30,10 +30,13 @@ _ERROR = {
 _FAULTS = {
     "400": "the request is wrong; the message says how",
     "401": "no key, or a wrong one",
+    "403": "the key lacks the scope, or the page is of a foreign origin",
     "404": "no such model or route",
     "408": "the body did not arrive in time",
     "409": "the model was unloaded meanwhile",
     "413": "too large or too long",
+    "421": "a server without keys does not answer to this Host",
+    "429": "more than this key or address may ask for; Retry-After says when to come again",
     "500": "the server or the recogniser failed",
     "503": "overloaded, stopping, or the model cannot be had",
     "507": "no room on the server's disk",
@@ -65,7 +68,10 @@ def document(endpoints: Sequence[Endpoint], named: Sequence[type] = ()) -> dict[
         "paths": paths,
         "components": {
             "schemas": {**components, "Error": _ERROR},
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
         },
     }
 
@@ -88,7 +94,7 @@ def _operation(endpoint: Endpoint, path: str) -> dict[str, Any]:
     if endpoint.description:
         operation["description"] = endpoint.description
     if not endpoint.public:
-        operation["security"] = [{"key": []}, {}]
+        operation["security"] = [{"key": []}, {"header": []}, {}]
     named = {parameter.name for parameter in endpoint.parameters}
     parameters = [
         {
@@ -115,7 +121,7 @@ def _operation(endpoint: Endpoint, path: str) -> dict[str, Any]:
             answer["content"] = _content(reply.media)
         operation["responses"][str(status)] = answer
     fault = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    public = ("500",) if endpoint.public else _FAULTS
+    public = ("421", "500") if endpoint.public else _FAULTS
     for number in public:
         operation["responses"].setdefault(
             number, {"description": _FAULTS[number], "content": fault}

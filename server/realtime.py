@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from server import auth, logs
+from server import auth, logs, uploads
 from server.context import Context, context
 from server.conversations import Conversation
 from server.errors import BadRequest, KeyMissing, RateLimited, Refused, classify
@@ -167,7 +167,7 @@ async def transcription_sessions(request: Request) -> Response:
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    data = await request.body()
+    data = await uploads.short(request)
     try:
         given = msgspec.json.decode(data) if data.strip() else {}
     except (msgspec.DecodeError, UnicodeError, RecursionError):

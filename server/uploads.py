@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -21,6 +22,23 @@ log = logging.getLogger(__name__)
 
 TEXT = 16 * 2**20
 """Bytes that the text fields may have in all: four reference clips as data URLs fit."""
+
+
+JSON = 64 * 2**10
+"""Bytes that a body of JSON may have; it is held in memory."""
+
+
+async def short(request: Request) -> bytes:
+    """A body that is to be JSON. Raises HTTPException 413."""
+    found = b""
+    async for piece in request.stream():
+        found += piece
+        if len(found) > JSON:
+            raise HTTPException(
+                413,
+                f"the body has more than {JSON} bytes, the most that JSON may have here; send less",
+            )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -353,16 +353,91 @@ def test_a_port_in_use_is_one_line() -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0"])
-def test_a_public_address_without_a_key_is_warned_of(host: str) -> None:
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--host", "0.0.0.0"), "listening on 0.0.0.0 without a key"),
+        ((), "no key is set: listening on 127.0.0.1, where only this machine"),
+        (("--host", "127.0.0.2"), "no key is set: listening on 127.0.0.2"),
+        (("--host", "0.0.0.0", "--api-keys", "secret"), None),
+    ],
+)
+def test_the_first_line_says_who_can_use_a_server_without_keys(
+    flags: tuple[str, ...], told: str | None
+) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--host", host],
+        [sys.executable, "-m", "server.cli", "serve", "--port", "0", *flags],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "STT_DEVICE": "cpu", "STT_OFFLINE": "1"},
     ) as process:
         assert process.stderr is not None
-        first = process.stderr.readline()
+        said = [process.stderr.readline()]
+        while "open-speech on" not in said[-1]:
+            said.append(process.stderr.readline())
         process.terminate()
         process.stderr.read()
-    assert "without a key" in first
+    if told is None:
+        assert "key" not in "".join(said)
+    else:
+        assert told in said[0]
+        if "0.0.0.0" in flags:
+            assert " warning " in said[0]
+            assert "set STT_API_KEYS or STT_KEYS_FILE" in said[0]
+
+
+def test_keys_are_made_listed_and_removed(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    there = {"STT_KEYS_FILE": str(file)}
+    limits = ("--streams", "4", "--audio-seconds-per-day", "0")
+    made = command("keys", "add", "captions", *limits, environment=there)
+    assert made.returncode == 0, made.stderr
+    key = made.stdout.strip()
+    assert key not in made.stderr
+    assert key not in file.read_text("utf-8")
+    scopes = ("--scope", "metrics", "--scope", "manage")
+    assert command("keys", "add", "ops", *scopes, environment=there).returncode == 0
+    rows = [line.split() for line in command("keys", "list", environment=there).stdout.splitlines()]
+    assert rows[0] == ["NAME", "SCOPES", "CREATED", "LIMITS"]
+    assert rows[1][:2] == ["captions", "transcribe"]
+    assert rows[1][3:] == ["streams=4", "audio_seconds_per_day=none"]
+    assert rows[2][:2] == ["ops", "manage,metrics"]
+    assert command("keys", "remove", "captions", environment=there).returncode == 0
+    assert "captions" not in command("keys", "list", environment=there).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (("list",), 2, "keys_file is not set"),
+        (("add", "a b", "--keys-file", "{}"), 2, "letters, digits"),
+        (("add", "a", "--streams", "-1", "--keys-file", "{}"), 2, "streams is -1"),
+        (
+            ("add", "a", "--scope", "all", "--keys-file", "{}"),
+            2,
+            "it must be one of transcribe, manage, metrics",
+        ),
+        (("remove", "a", "--keys-file", "{}"), 2, "cannot be read"),
+        ((), 2, "choose add, list or remove"),
+    ],
+)
+def test_mistakes_with_keys_are_one_line(
+    arguments: tuple[str, ...], status: int, told: str, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "keys.toml")
+    done = command("keys", *(each.replace("{}", file) for each in arguments))
+    assert (done.returncode, done.stdout) == (status, "")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_does_not_start_with_a_keys_file_it_cannot_read(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    for text, told in ((None, "cannot be read"), ("osk_secret", "is no TOML")):
+        if text is not None:
+            file.write_text(text)
+        done = command("serve", "--port", "0", "--keys-file", str(file))
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert "osk_secret" not in done.stderr
+        assert "Traceback" not in done.stderr

@@ -65,3 +65,38 @@ def test_no_line_of_a_traceback_passes_for_an_event() -> None:
 
 def test_ids_are_those_of_the_task() -> None:
     assert logs.ids() == {}
+
+
+@pytest.mark.parametrize("shape", [_Json(), _Text()])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "< authorization: Bearer {}",
+        "< Authorization: {}",
+        "< authorization: Basic {}",
+        "< x-api-key: {}",
+        "< cookie: {}",
+        "< sec-websocket-protocol: open-speech, open-speech-key.{}, realtime",
+        "< sec-websocket-protocol: openai-insecure-api-key.{}",
+        "< GET /v1/realtime?model=a&api_key={}&x=1 HTTP/1.1",
+        '"WebSocket /v1/realtime?key={}" [accepted]',
+        "(b'authorization', b'Bearer {}')",
+        "{{'authorization': 'Bearer {}'}}",
+        "Error 111 connecting to redis://:{}@cache:6379/0",
+        "redis://user:{}@cache",
+        "stray osk_{}0123456789abcdef",
+        "stray ek_{}0123456789abcdef",
+    ],
+)
+def test_keys_are_concealed_wherever_a_library_writes_them(
+    shape: logging.Formatter, said: str
+) -> None:
+    for trace in (False, True):
+        line = shape.format(record(said.format("s3cr-et_KEY"), trace=trace))
+        assert "s3cr" not in line
+        assert "et_KEY" not in line
+
+
+def test_other_text_is_left_alone() -> None:
+    for said in ("GET /v1/models/{id} 200 in 3 ms", "http://a:8100/path", "keys_file read again"):
+        assert said in _Text().format(record(said))
