@@ -41,11 +41,13 @@ def visiting(
     microphone: Path | None = None,
     *,
     allow: bool = True,
+    muted: bool = True,
     flags: Sequence[str] = (),
     script: str = "",
     **context: Any,
 ) -> Iterator[Visit]:
-    """The page at `url` in a fresh browser. `microphone` is played once, from when the page opens the device."""
+    """The page at `url` in a fresh browser. `microphone` is played once, from when the page opens the device.
+    Unless `muted` pages make sounds, which nobody hears but who captures them."""
     arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", *flags]
     if microphone is not None:
         arguments += [
@@ -55,7 +57,11 @@ def visiting(
     if allow:
         arguments.append("--use-fake-ui-for-media-stream")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=arguments,
+            ignore_default_args=[] if muted else ["--mute-audio"],
+        )
         here = browser.new_context(**context)
         if allow:
             here.grant_permissions(["microphone"])

@@ -450,6 +450,31 @@ def test_shared_sound_is_captioned(url: str, microphone: Path) -> None:
         clean(visit)
 
 
+def test_a_call_in_another_tab_is_captioned(url: str, tmp_path: Path) -> None:
+    """A tab of its own plays a recording; the browser is told which one a person would choose."""
+    audio = wav(np.concatenate([silence(0.5), SPOKEN[0].samples, silence(2.0)]))
+    (tmp_path / "call.wav").write_bytes(audio)
+    (tmp_path / "call.html").write_text(
+        "<title>A call</title><audio src='call.wav' preload='auto'></audio>", "utf-8"
+    )
+    flags = ["--auto-select-tab-capture-source-by-title=A call"]
+    with visiting(url, allow=False, muted=False, flags=flags) as visit:
+        page = visit.page
+        call = page.context.new_page()
+        call.goto((tmp_path / "call.html").as_uri())
+        page.bring_to_front()
+        page.check("input[value=tab]")
+        page.click("#toggle")
+        expect(page.locator("#status")).to_have_text("Listening", timeout=PATIENCE)
+        call.evaluate("document.querySelector('audio').play()")
+        finished(page, 1)
+        assert word_errors(SPOKEN[0].text, visit.captions()[0]) <= 1
+        call.close()  # the call is over
+        expect(page.locator("#problem")).to_contain_text("The source ended", timeout=PATIENCE)
+        expect(page.locator("#status")).to_have_text("Ready", timeout=PATIENCE)
+        clean(visit)
+
+
 def test_sharing_nothing_is_explained(url: str) -> None:
     with visiting(url) as visit:
         visit.page.check("input[value=tab]")

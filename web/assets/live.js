@@ -73,6 +73,7 @@ export class Live {
     hide();
     this._gaveUp = false;
     const { source, deviceId, echoCancellation, noiseSuppression, autoGainControl, ...options } = this._settings();
+    this._silence = source === "tab" ? "Listening; nothing plays" : "No sound comes in. Is the microphone muted?";
     const question = source === "tab" ? "Choose what to share in the browser’s window" : "Waiting for the microphone: answer the browser’s question";
     this._set("busy", question);
     const asking = (this._asking += 1);
@@ -237,7 +238,7 @@ export class Live {
     if (this._state !== "listening" || stream.state !== "open") return;
     const silent = performance.now() - this._sounded > MUTE_AFTER;
     if (stream.buffered > 1) this._onState("listening", `The network is slow: ${stream.buffered.toFixed(0)} s of sound wait to be sent`);
-    else if (silent) this._onState("listening", "No sound comes in. Is the microphone muted?");
+    else if (silent) this._onState("listening", this._silence);
     else this._onState("listening", "Listening");
   }
 
