@@ -41,9 +41,9 @@ CONTROLS, CONTROLS_A_SECOND = 1000, 100
 
 Small messages have no such bound: they are read only as fast as they are heard, and an honest file may come in packets
 of a few bytes."""
-FAREWELL, QUIET = 2.0, 0.1
-"""Seconds for which what a refused peer still sends is thrown away, so that it sees why instead of a reset; and of
-silence that end them early."""
+FAREWELL, QUIET, WASTE = 2.0, 0.1, 32 * 2**20
+"""Seconds for which what a refused peer still sends is thrown away, so that it sees why instead of a reset; the silence
+and the bytes that end them early."""
 HELD = 256 * 2**20
 """Bytes of messages that have begun to come, over all connections; who adds to them beyond is told to come later."""
 SPARE = 16
@@ -240,6 +240,7 @@ class Sockets(WebSocketsSansIOProtocol):
     _held = 0  # bytes of it that the room counts
     _refused: float | None = None  # until when the farewell lasts, if nothing else is left
     _parting: asyncio.Future[bool] | None = None  # see PARTING
+    _wasted = 0  # bytes thrown away meanwhile
     _pong = b""  # to be sent when the peer reads again
     taken = 0
     """Times that the peer caught up with what there was to send."""
@@ -311,6 +312,7 @@ class Sockets(WebSocketsSansIOProtocol):
         if self.transport.is_closing():
             return
         if self._refused is not None:
+            self._wasted += len(data)
             self._linger()
             return
         self._heard = self.loop.time()
@@ -472,6 +474,9 @@ class Sockets(WebSocketsSansIOProtocol):
         assert self._refused is not None
         if self.close_timer is not None:
             self.close_timer.cancel()
+        if self._wasted > WASTE:
+            self.transport.abort()
+            return
         at = min(self._refused, self.loop.time() + QUIET)
         self.close_timer = self.loop.call_at(at, self.transport.close)
 

@@ -23,6 +23,8 @@ STALL = 10.0
 """Seconds that a peer may take nothing of what is left to send, while its connection closes or the server drains."""
 UNREAD = 60.0
 """Seconds that a peer may take nothing of an answer otherwise."""
+PING = 20.0
+"""Seconds between pings of a WebSocket's peer, and those it has to answer."""
 RESERVED = 128
 """Descriptors left for files, models and runners."""
 
@@ -118,8 +120,8 @@ def serve(app: Starlette, here: Context, settings: Settings) -> int:
         ws=Sockets,
         ws_max_size=MESSAGE,
         ws_per_message_deflate=False,
-        ws_ping_interval=20,
-        ws_ping_timeout=20,
+        ws_ping_interval=PING,
+        ws_ping_timeout=PING,
         lifespan="on",
         server_header=False,
         proxy_headers=False,  # the application does it, for the proxies of its settings

@@ -100,6 +100,14 @@ class Process:
         """Requests and streams at work."""
         return int(self.get("/counters").json()["working"])
 
+    def open(self) -> float:
+        """Streams and recordings that its metrics know of."""
+        return sum(
+            float(line.rpartition(" ")[2])
+            for line in self.get("/metrics").text.splitlines()
+            if re.match(r"open_speech_(engine_)?(streams|recordings)_open", line)
+        )
+
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
@@ -276,6 +284,6 @@ class alive:
         said = "".join(server.said[self._lines :])
         assert self._errors or "Traceback" not in said, said
         assert self._errors or " error " not in said, said
-        until(lambda: server.working() == 0)
+        until(lambda: server.working() == 0 and server.open() == 0)
         # Connections that a probe keeps alive, and a model's files, come and go: a leak is more than a few.
         until(lambda: server.descriptors() <= self._open + 4)
