@@ -181,6 +181,7 @@ def test_the_codes_are_those_of_the_code() -> None:
         "audio_too_short",
         "no_audio",
         "model_busy",
+        "insufficient_storage",
     }  # of files
     assert told <= set(native.ERRORS)
     reasons = fields(second_table("message", 1)["end"][1])[0]

@@ -23,6 +23,7 @@ from open_speech_client import (
     Partial,
     ProtocolError,
     Ready,
+    Reconnecting,
     Refused,
     ServerFailed,
     SpeechStarted,
@@ -578,3 +579,62 @@ def test_addresses_as_people_type_them(typed: str, expected: str) -> None:
 def test_what_is_no_address_is_told(typed: str) -> None:
     with pytest.raises(Refused, match="no address of a server"):
         address(typed)
+
+
+def final(**more: Any) -> str:
+    return json.dumps(
+        {"type": "final", "seq": 1, "utterance": 0, "text": "hallo", "start": 0.0, "end": 1.0}
+        | {"received": 64_000, "language": "de", **more}
+    )
+
+
+def test_a_new_session_has_the_language_that_the_stream_settled_on() -> None:
+    for asked, settled, expected in (
+        (None, "de", "de"),
+        (None, None, None),
+        ("fr", None, "fr"),
+    ):
+        client = opened({"language": asked})
+        client.send(bytes(64_000))
+        client.messages()
+        client.receive_message(final(stream_language=settled))
+        client.receive_close(1012)
+        client.receive_open()
+        opening = json.loads(client.messages()[0])
+        assert opening.get("language") == expected
+        assert opening["offset"] == 1.0
+
+
+def test_a_cut_final_is_left_out_where_the_utterance_is_heard_again() -> None:
+    client = opened()
+    client.send(bytes(96_000))
+    client.messages()
+    client.receive_message('{"type": "speech_started", "seq": 1, "utterance": 0, "at": 0.5}')
+    client.receive_message(final(seq=2, cut=True))
+    client.receive_message('{"type": "end", "seq": 3, "received": 64000, "reason": "restart"}')
+    client.receive_close(1012)
+    assert [type(event) for event in client.events()] == [SpeechStarted, Reconnecting]
+    client.receive_open()
+    assert json.loads(client.messages()[0])["offset"] == 0.0
+    client.receive_message(json.dumps({**Session("s_2", 0, 0).ready(), "sample_rate": 16000}))
+    assert sum(len(message) for message in client.messages()) == 96_000
+
+
+def test_a_cut_final_is_kept_where_nobody_will_hear_it_again() -> None:
+    for options in ({}, {"encoding": "container"}):
+        client = opened(options)  # type: ignore[arg-type]
+        client.send(bytes(64_000))
+        client.messages()
+        client.receive_message(final(cut=True))
+        client.receive_message('{"type": "end", "seq": 3, "received": 64000, "reason": "restart"}')
+        client.receive_close(1012)
+        client.give_up(ConnectionLost("nobody there"))
+        assert [event.text for event in client.events() if isinstance(event, Final)] == ["hallo"]
+    client = opened()
+    client.send(bytes(64_000))
+    client.end()
+    client.messages()
+    client.receive_message(final(cut=True))
+    client.receive_message('{"type": "end", "seq": 2, "received": 64000, "reason": "restart"}')
+    assert [type(event) for event in client.events()] == [Final, End]
+    assert client.state is State.DONE

@@ -39,6 +39,9 @@ QUIET = 15.0
 """Seconds without a message after which a keep-alive goes out; servers close after a minute."""
 LONGEST = 2**24
 """Bytes of the longest message a server may send: a final with the times of all its words has some thousand."""
+HUSH = 5.0
+"""Seconds without a message after which the server is asked whether it is there, and for which its answer may take.
+While audio is sent it acknowledges every second, so a connection that died without a word is noticed in ten."""
 GOODBYE = 2.0
 """Seconds that a server may take to close."""
 PATIENCE = 30.0
@@ -90,6 +93,7 @@ class AsyncStream:
         self._to_send = asyncio.Event()
         self._changed = asyncio.Condition()
         self._closed = False
+        self._heard = 0.0  # when the last message came
 
     @property
     def received(self) -> int:
@@ -260,10 +264,14 @@ class AsyncStream:
         conversation = self._conversation
         conversation.receive_open()
         self._to_send.set()
-        sending = asyncio.create_task(self._send(socket))
+        work = [
+            asyncio.create_task(self._send(socket)),
+            asyncio.create_task(self._watch(socket)),
+        ]
         try:
             async with asyncio.timeout(self._timeout) as patience:
                 async for message in socket:
+                    self._heard = asyncio.get_running_loop().time()
                     conversation.receive_message(message)
                     if conversation.state is State.OPEN:
                         patience.reschedule(None)
@@ -282,8 +290,9 @@ class AsyncStream:
                 raise self._late() from None
         finally:
             try:
-                sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
+                for task in work:
+                    task.cancel()
+                await asyncio.gather(*work, return_exceptions=True)
                 await socket.close()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(GOODBYE):
@@ -308,6 +317,25 @@ class AsyncStream:
                 except TimeoutError:
                     self._conversation.keep_alive()
 
+    async def _watch(self, socket: ClientConnection) -> None:
+        """Break a connection on which nothing comes any more, not even the answer to a ping."""
+        # The library's own pings would take a server for dead that reads slowly: its pong waits behind audio.
+        clock = asyncio.get_running_loop().time
+        self._heard = clock()
+        with suppress(ConnectionClosed):
+            while True:
+                asked = clock()
+                if (rest := self._heard + HUSH - asked) > 0:
+                    await asyncio.sleep(rest)
+                    continue
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(HUSH):
+                        await (await socket.ping())
+                        self._heard = clock()
+                if self._heard < asked:
+                    socket.transport.abort()
+                    return
+
     async def _dial(self) -> ClientConnection:
         """A connection. Raises Refused, Overloaded, ServerFailed or Unreachable."""
         headers = {}
@@ -322,6 +350,7 @@ class AsyncStream:
                 user_agent_header="open-speech-client",
                 compression=None,  # speech does not compress, and every message would cost time
                 max_size=LONGEST,
+                ping_interval=None,  # see _watch
                 open_timeout=min(10.0, self._timeout),
                 close_timeout=GOODBYE,
                 ssl=(self._ssl or True) if self._address.startswith("wss:") else None,
