@@ -106,7 +106,7 @@ def _nameless() -> Iterator[Path]:
 
 def _not_stored(error: OSError) -> OpenSpeechError:
     """What it means that the temporary folder does not take an upload."""
-    log.error("an upload could not be stored in %s: %s", tempfile.gettempdir(), error)
+    log.warning("an upload could not be stored in %s: %s", tempfile.gettempdir(), error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return StorageFull(
             "the server has no room for the upload; send a shorter or more compressed recording, or ask its operator"

@@ -45,7 +45,7 @@ CHUNK = RATE
 LIMIT = 4 * 3600.0
 """Seconds of audio that are decoded where nobody says more or less."""
 BAD_PACKETS = 50
-"""Broken packets that are skipped before the rest of the file is given up."""
+"""Broken packets in a row that are skipped before the rest of the file is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,8 @@ class Sound:
         resampler: Any = None
         shape: tuple[int, int] | None = None  # rate and channels of the frames so far
         held: list[Samples] = []
-        have = total = bad = packed = 0
+        have = total = bad = packed = 0  # bad: packets in a row
+        broken = False
         packets = container.demux(stream)
         while True:
             try:
@@ -133,11 +134,12 @@ class Sound:
                 packed += 0 if packet is None else packet.size
                 frames = [] if packet is None else packet.decode()
             except (av.FFmpegError, ValueError, OSError) as error:
-                bad += 1
+                bad, broken = bad + 1, True
                 if bad > BAD_PACKETS or isinstance(error, av.EOFError | av.ExitError):
                     break
                 continue
             for frame in frames:
+                bad = 0
                 check(frame.sample_rate, len(frame.layout.channels))
                 now = frame.sample_rate, len(frame.layout.channels)
                 if shape is not None and now[0] != shape[0] and resampler is not None:
@@ -167,7 +169,7 @@ class Sound:
             held.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
         rest = np.concatenate(held) if held else np.zeros(0, np.float32)
         if total + len(rest) == 0 and have == 0:
-            if not bad and not packed:
+            if not broken and not packed:
                 raise NoAudio("the file holds no samples; send a recording that is not empty")
             raise AudioError(
                 f"the audio could not be decoded: the file is damaged; send one of {KNOWN}"
