@@ -138,7 +138,10 @@ def test_models_are_pulled_loaded_listed_and_removed_over_http(hub: Hub, tmp_pat
         row = client.get("/api/ps").json()["loaded"][0]
         assert (row["id"], row["in_use"], row["expires_in"]) == ("acme/toy-whisper", 0, None)
         assert client.post("/api/ps/acme/toy-whisper?keep_alive=soon").status_code == 400
-        assert client.post("/api/ps/acme/toy-whisper", content=b"[" * 100_000).status_code == 400
+        assert client.post("/api/ps/acme/toy-whisper", content=b"[" * 60_000).status_code == 400
+        long = client.post("/api/ps/acme/toy-whisper", content=b"[" * 100_000)
+        assert long.status_code == 413
+        assert "more than 65536 bytes" in long.json()["error"]["message"]
         assert client.delete("/v1/models/acme/toy-whisper").status_code == 409
         assert client.delete("/api/ps/acme/toy-whisper").status_code == 204
         assert client.delete("/api/ps/acme/toy-whisper").status_code == 404

@@ -60,6 +60,12 @@ def test_names_that_nobody_can_have_pointed_here(host: str | None) -> None:
         "localhost?x",
         "[::1",
         "0x7f.1",
+        "[::1].evil.example",
+        "[::1]evil",
+        "<img>",
+        "a b",
+        "löcalhost",
+        ".",
     ],
 )
 def test_names_that_somebody_may_have(host: str) -> None:
@@ -109,6 +115,10 @@ def test_pages_of_ours(origin: str | None, host: str) -> None:
         "file://localhost:8100",
         "chrome-extension://localhost:8100",
         "http://[::1",
+        "http://localhost:8100.",
+        "http://localhost:8100 ",
+        "http://localhost:8100/",
+        "http://localhost:8100#",
         "//localhost:8100",
         "localhost:8100",
     ],
@@ -140,3 +150,7 @@ def test_the_star_allows_every_page() -> None:
     open_ = Borders((), ("*",), bound="127.0.0.1")
     assert open_.origin("null", "localhost")
     assert open_.site(Headers({"sec-fetch-site": "cross-site", "origin": "http://evil.example"}))
+
+
+def test_addresses_with_a_tail_are_no_addresses() -> None:
+    assert not HERE.origin("http://[::1].evil.example:8100", "[::1]:8100")
