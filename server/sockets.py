@@ -30,6 +30,8 @@ from streaming.errors import OpenSpeechError
 
 log = logging.getLogger(__name__)
 
+EARLY = 0.05
+"""Seconds before its time that a timer may fire: loops count in milliseconds of their own."""
 STALL = 15.0
 """Seconds that one message may take to leave; then the reader is taken for dead."""
 PROTOCOL = "open-speech"
@@ -194,7 +196,7 @@ class _Connection:
             if session is None:
                 raise _Refusal(native.error(STOPPING, code="stopping", retry_after=5), 1012)
             part = Part("restart", 1012)
-        elif time.monotonic() >= (self._until if session is None else session.until):
+        elif time.monotonic() >= (self._until if session is None else session.until) - EARLY:
             told = native.error(
                 f"the session has lasted {settings.max_stream_seconds:g} s, the longest allowed here;"
                 " go on in a new one with offset",
