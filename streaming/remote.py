@@ -139,9 +139,7 @@ def _begin(request: Load) -> tuple[_Life, Loaded]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         pass_fds=numbers,
-        env={"OPENBLAS_NUM_THREADS": "1"}
-        | os.environ
-        | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
+        env=_environment(),
         start_new_session=True,  # a Ctrl-C in the terminal is for the server alone
     )
     for each in theirs:
@@ -175,6 +173,17 @@ def _begin(request: Load) -> tuple[_Life, Loaded]:
         raise
     assert isinstance(reply, Loaded)
     return life, reply
+
+
+def _environment() -> dict[str, str]:
+    """What the process sees: keys and tokens are none of its business."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("STT_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
+    }
+    path = os.pathsep.join(each for each in sys.path if each)
+    return {"OPENBLAS_NUM_THREADS": "1"} | kept | {"PYTHONPATH": path}
 
 
 def _listen(process: subprocess.Popen[bytes], model: str, told: deque[str]) -> None:
