@@ -88,6 +88,10 @@ export interface Final {
   /** Seconds by stage, asked for with `timings`. */
   timing?: { delay: number | null; queue: number; recognition: number; speculated: boolean };
   received: number;
+  /** What the stream has settled on, where no language was asked for. */
+  stream_language?: string;
+  /** The server stopped in the middle of it, and the stream could not go on elsewhere. */
+  cut?: boolean;
 }
 export interface Ack { type: "ack"; seq: number; received: number; lag: number }
 export interface Marker { type: "marker"; seq: number; marker: string | null; at: number }

@@ -83,6 +83,7 @@ export class Conversation {
     this._done = 0; // utterances that have their final
     this._language = null; // of the last final
     this._agreed = null; // of two in a row, after which the server's sessions keep to it
+    this._cut = null; // the final of an utterance that the next session hears again
     this._open = false;
     this._ready = false;
     this._ending = false;
@@ -175,6 +176,11 @@ export class Conversation {
         this._open = true;
         break;
       case "final":
+        if (message.stream_language) this._agreed = message.stream_language;
+        if (message.cut && this._framed) {
+          this._cut = message; // left out, unless nothing comes after it
+          return [];
+        }
         this._done = message.utterance + 1;
         this._open = false;
         this._safe = Math.max(this._safe, this._byte(message.end));
@@ -213,6 +219,13 @@ export class Conversation {
     return [message];
   }
 
+  /** What no session will hear again: the final of an utterance in which a server stopped that nobody follows. */
+  leftover() {
+    const found = this._cut ? [this._cut] : [];
+    this._cut = null;
+    return found;
+  }
+
   /** The connection broke. Answers whether another one can go on: a container cannot be cut in the middle. */
   lost() {
     this._ready = false;
@@ -233,7 +246,10 @@ export class Conversation {
     this._session = message.session;
     this._resumable = (message.resumable_seconds ?? 0) > 0;
     if (resumed) this._rewind(from);
-    else this._seq = 0;
+    else {
+      this._seq = 0;
+      this._cut = null;
+    }
     this._held = resumed ? from : -1;
     this._received = from;
     const opened = { ...message, resumed, model: message.model ?? null };
@@ -600,6 +616,7 @@ export class Stream extends EventTarget {
 
   _break(error) {
     if (this._closed) return;
+    for (const event of this._conversation.leftover()) this._emit(event);
     if (!this._opening) this._emit({ type: "failed", error });
     this._stop(error);
   }

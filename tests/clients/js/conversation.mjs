@@ -100,6 +100,24 @@ const tests = {
       assert.equal(JSON.parse(it.opening()).language, wanted);
     }
   },
+  "a sentence in which a server stopped is heard again by the next, and kept where there is none"() {
+    for (const followed of [true, false]) {
+      const it = new Conversation();
+      it.opening();
+      it.receive(ready({ resumable_seconds: 30 }));
+      it.audio(audio(4));
+      drained(it);
+      it.receive(message("final", { seq: 1, utterance: 0, text: "one", start: 0, end: 1, received: 4 * second, stream_language: "de" }));
+      it.receive(message("speech_started", { seq: 2, utterance: 1, at: 2 }));
+      assert.deepEqual(it.receive(message("final", { seq: 3, utterance: 1, text: "tw", start: 2, end: 4, received: 4 * second, cut: true })), []);
+      assert.deepEqual(it.receive(message("end", { seq: 4, received: 4 * second, reason: "restart" })), []);
+      it.lost();
+      assert.deepEqual(JSON.parse(it.opening()), { type: "start", language: "de", offset: 1 });
+      if (followed) it.receive(ready({ session: "s_2" }));
+      if (followed) assert.equal(bytes(drained(it)), 3 * second);
+      assert.deepEqual(it.leftover().map(({ text }) => text), followed ? [] : ["tw"]);
+    }
+  },
   "events that come twice are heard once, those of a new session all"() {
     const it = new Conversation();
     it.opening();
