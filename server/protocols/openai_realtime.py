@@ -161,6 +161,7 @@ class Realtime:
         self._opened: Options | None = None
         self._closing = False
         self._code = 1000
+        self._expired = False
         self._heard = 0  # samples at 16 kHz given to the engine since the session began
         self._claimed = 0  # before this sample everything is committed or cleared
         self._turns: list[_Turn] = []  # not complete, in order of time
@@ -587,13 +588,11 @@ class Realtime:
         return []
 
     def receive_limit(self) -> list[Command]:
-        """The session is too old."""
-        minutes = (self.limit or 0) / 60
-        fault = Fault(
-            f"Your session hit the maximum duration of {minutes:g} minutes.",
-            code="session_expired",
-        )
-        return [self._error(fault), Close(1001, "invalid_request_error.session_expired")]
+        """The session is too old: what was heard becomes text first."""
+        if self._closing:
+            return []
+        self._expired = True
+        return self._close()
 
     def receive_stop(self) -> list[Command]:
         """What was heard becomes text; the close code has OpenAI's clients connect again."""
@@ -604,7 +603,14 @@ class Realtime:
 
     def receive_end(self) -> list[Command]:
         """Everything is said."""
-        return [Close(self._code)]
+        if not self._expired:
+            return [Close(self._code)]
+        minutes = (self.limit or 0) / 60
+        fault = Fault(
+            f"Your session hit the maximum duration of {minutes:g} minutes.",
+            code="session_expired",
+        )
+        return [self._error(fault), Close(1001, "invalid_request_error.session_expired")]
 
     def fail(self, error: OpenSpeechError | None) -> list[Command]:
         """The session ends; the close code says whether coming again may help."""

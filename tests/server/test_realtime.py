@@ -7,13 +7,15 @@ import json
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 import websockets
 
 from server.protocols.openai_session import Configuration
 from server.realtime import SECRETS, Secrets
-from tests.fakes import lines, pcm, speech, word_errors
-from tests.serving import running, stoppable, with_toy
+from tests.drive import speak
+from tests.fakes import lines, pcm, silence, speech, word_errors
+from tests.serving import running, stoppable, with_scripted, with_toy
 
 UPDATE = {
     "type": "session.update",
@@ -157,6 +159,18 @@ def test_sessions_end_at_their_limit() -> None:
         said, code, reason = ending(url)
         assert said["error"]["code"] == "session_expired"
         assert (code, reason) == (1001, "invalid_request_error.session_expired")
+
+
+def test_what_was_said_before_the_limit_is_told_before_the_end() -> None:
+    update = json.loads(json.dumps(UPDATE))
+    del update["session"]["audio"]["input"]["turn_detection"]
+    told = list(range(20))
+    audio = pcm(np.concatenate([silence(0.4), speak(told)]))  # somebody still speaks at the limit
+    with running(with_scripted(realtime_minutes=2 / 60)) as url:
+        found, socket = talk(url, update, append(audio), until="never")
+    assert found[-1]["error"]["code"] == "session_expired"
+    assert found[-2]["transcript"] == " ".join(f"w{word}" for word in told)
+    assert socket.close_code == 1001
 
 
 def test_the_model_of_the_query_is_a_hint() -> None:
