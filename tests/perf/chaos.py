@@ -1,9 +1,10 @@
 """Live streams and recordings while everything around them breaks: is every word told, once?
 
-    python tests/perf/chaos.py [--minutes 5] [--streams 16] [--files 4] [--scripted] [--seed 0]
+    python tests/perf/chaos.py [--minutes 5] [--streams 16] [--calls 4] [--files 4] [--scripted] [--seed 0]
 
 Streams speak in real time through the Python client and a wire that resets connections, lets them hang and lets the
-client read nothing for a while; recordings are transcribed over and over; the server's runner processes are killed.
+client read nothing for a while; so do calls, sessions of OpenAI's dialect, which nothing resumes, on a wire that holds;
+recordings are transcribed over and over; the server's runner processes are killed.
 What is heard is compared with what is heard when nothing breaks: of the toy Whisper in a first, undisturbed run of the
 same length, word by word; of the scripted recogniser (--scripted) with what was spoken, to the letter. Prints a table.
 Ends with 1 if a word was lost or doubled, a final came twice or out of order, a committed word changed, or a stream
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import json
 import os
 import random
 import signal
@@ -33,6 +36,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import httpx2
 import numpy as np
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
 
 from open_speech_client import (
     AsyncStream,
@@ -62,6 +67,7 @@ class Plan:
 
     minutes: float = 5.0
     streams: int = 16
+    calls: int = 4
     files: int = 4
     scripted: bool = False
     seed: int = 0
@@ -141,13 +147,11 @@ class Report:
             "| | transcripts | words | lost | doubled | changed | equal to the letter | connections | last word → end, worst |",
             "|" + " --- |" * 9,
         ]
-        for name in ("stream", "file"):
+        for name in ("stream", "call", "file"):
             some = [each for each in self.outcomes if each.name.startswith(name)]
             total = sum((each.difference for each in some), Difference())
             words = sum(word_count(text) for each in some for text in each.expected)
-            late = (
-                f"{max((each.late for each in some), default=0):.1f} s" if name == "stream" else ""
-            )
+            late = f"{max((each.late for each in some), default=0):.1f} s" if name != "file" else ""
             shown = sum(each.connections for each in some) if name == "stream" else ""
             rows.append(
                 f"| {len(some)} {name}s | {sum(len(each.heard) for each in some)} | {words} | {total.lost}"
@@ -283,7 +287,8 @@ class _Line:
         for end in self._ends:
             found = end.get_extra_info("socket")
             if found is not None:
-                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                with suppress(OSError):  # it broke before
+                    found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             end.transport.abort()
 
 
@@ -334,6 +339,7 @@ async def stream(url: str, speech: Speech, outcome: Outcome, start: float) -> No
     finals: list[Final] = []
     committed: dict[int, str] = {}
     data = pcm(speech.samples)
+    session = ""
     ended = 0.0
     try:
         async with AsyncExitStack() as stack:
@@ -355,8 +361,9 @@ async def stream(url: str, speech: Speech, outcome: Outcome, start: float) -> No
                     async for event in client:
                         if isinstance(event, Ready):
                             outcome.connections += 1
-                            # Where a session is lost with its server, an open utterance begins again.
-                            committed.clear()
+                            if event.session != session:  # an open utterance begins again
+                                session = event.session
+                                committed.clear()
                         if isinstance(event, Partial | Final):
                             text = event.text if isinstance(event, Final) else event.committed
                             if not text.startswith(committed.get(event.utterance, "")):
@@ -384,6 +391,60 @@ async def reach(stack: AsyncExitStack, url: str, language: str) -> AsyncStream:
         with suppress(Unreachable, ConnectionLost):
             client = async_connect(url, reconnect=60.0, timeout=30.0, language=language)
             return await stack.enter_async_context(client)
+
+
+async def call(url: str, speech: Speech, outcome: Outcome, start: float) -> None:
+    """One paced session of OpenAI's dialect under server VAD."""
+    data = pcm(speech.samples)
+    deltas: dict[str, str] = {}
+    texts: list[str] = []
+    ended = 0.0
+    given = {
+        "format": {"type": "audio/pcm", "rate": RATE},
+        "transcription": {"model": "toy", "language": speech.language},
+    }
+    update = {"type": "transcription", "audio": {"input": given}}
+    address = url.replace("http", "ws") + "/v1/realtime?intent=transcription"
+    try:
+        async with connect(address) as connection:
+
+            async def talk() -> None:
+                nonlocal ended
+                await connection.send(json.dumps({"type": "session.update", "session": update}))
+                for at in range(0, len(data), 2 * MESSAGE):
+                    due = start + min(at + 2 * MESSAGE, len(data)) / 2 / RATE
+                    await asyncio.sleep(max(0.0, due - time.monotonic()))
+                    audio = base64.b64encode(data[at : at + 2 * MESSAGE]).decode()
+                    told = {"type": "input_audio_buffer.append", "audio": audio}
+                    await connection.send(json.dumps(told))
+                await connection.send('{"type": "session.close"}')
+                ended = time.monotonic()
+
+            talking = asyncio.create_task(talk())
+            try:
+                async with asyncio.timeout(len(data) / 2 / RATE + PATIENCE):
+                    async for message in connection:
+                        event = json.loads(message)
+                        if event["type"].endswith(".delta"):
+                            item = event["item_id"]
+                            deltas[item] = deltas.get(item, "") + event["delta"]
+                        if event["type"].endswith(".completed"):
+                            texts.append(event["transcript"])
+                            if deltas.pop(event["item_id"], "") != event["transcript"]:
+                                outcome.faults.append("the deltas do not spell the transcript")
+                        if event["type"].endswith((".failed", "error")):
+                            outcome.faults.append(message[:300])
+                outcome.late = time.monotonic() - ended
+                await talking
+            finally:
+                talking.cancel()
+                await asyncio.gather(talking, return_exceptions=True)
+            if connection.close_code != 1000:
+                outcome.faults.append(f"closed with {connection.close_code}")
+    except (OSError, WebSocketException, TimeoutError) as error:
+        outcome.faults.append(f"{type(error).__name__}: {error}")
+    outcome.connections = 1
+    outcome.heard.append(" ".join(text for text in texts if text))
 
 
 async def transcribe(url: str, speech: Speech, outcome: Outcome, until: float) -> None:
@@ -421,6 +482,7 @@ async def listen(
     url: str,
     pid: int,
     spoken: Sequence[Speech],
+    called: Sequence[Speech],
     recorded: Sequence[Speech],
     *,
     disturbed: bool,
@@ -431,7 +493,8 @@ async def listen(
     until = start + 60 * plan.minutes
     streams = [Outcome(f"stream {number}") for number in range(len(spoken))]
     files = [Outcome(f"file {number}") for number in range(len(recorded))]
-    report.outcomes = [*streams, *files]
+    calls = [Outcome(f"call {number}") for number in range(len(called))]
+    report.outcomes = [*streams, *calls, *files]
     async with wired(url) as wire:
         around: list[Coroutine[Any, Any, None]] = [ask(url, report)]
         if disturbed:
@@ -441,6 +504,10 @@ async def listen(
             *(
                 stream(wire.url, speech, outcome, start + number / len(spoken))
                 for number, (speech, outcome) in enumerate(zip(spoken, streams, strict=True))
+            ),
+            *(
+                call(url, speech, outcome, start + number / len(called))
+                for number, (speech, outcome) in enumerate(zip(called, calls, strict=True))
             ),
             *(
                 transcribe(url, speech, outcome, until if disturbed else start)
@@ -465,19 +532,21 @@ def run(plan: Plan) -> Report:
     make = scripted if plan.scripted else sentences
     seconds = 60 * plan.minutes
     spoken = [make(plan.seed * 1000 + number, seconds) for number in range(plan.streams)]
+    called = [make(plan.seed * 1000 + 700 + number, seconds) for number in range(plan.calls)]
     recorded = [make(plan.seed * 1000 + 500 + number, 60) for number in range(plan.files)]
     flags = ("--log-level", "warning", *plan.serve)
     with serving(*flags, scripted=plan.scripted, shape=plan.shape) as server:
 
         def once(*, disturbed: bool) -> Report:
             return asyncio.run(
-                listen(plan, server.url, server.pid, spoken, recorded, disturbed=disturbed)
+                listen(plan, server.url, server.pid, spoken, called, recorded, disturbed=disturbed)
             )
 
         calm = None if plan.scripted else once(disturbed=False)
         report = once(disturbed=True)
         report.died = server.process.poll() is not None
-    for at, (outcome, speech) in enumerate(zip(report.outcomes, [*spoken, *recorded], strict=True)):
+    speeches = [*spoken, *called, *recorded]
+    for at, (outcome, speech) in enumerate(zip(report.outcomes, speeches, strict=True)):
         text = speech.text if calm is None else calm.outcomes[at].heard[0]
         assert text is not None
         outcome.expected = [text] * len(outcome.heard)
@@ -492,6 +561,7 @@ def main() -> int:
     plan = Plan()
     parser.add_argument("--minutes", type=float, default=plan.minutes)
     parser.add_argument("--streams", type=int, default=plan.streams)
+    parser.add_argument("--calls", type=int, default=plan.calls)
     parser.add_argument("--files", type=int, default=plan.files)
     parser.add_argument("--scripted", action="store_true")
     parser.add_argument("--seed", type=int, default=plan.seed)
