@@ -114,6 +114,8 @@ def plan(settings: Settings, where: Device) -> Plan:
         settings.max_models,
         settings.max_requests,
         settings.max_streams,
+        settings.max_wait_seconds,
+        settings.max_backlog_mb * 2**20,
         settings.runners and os.name == "posix",
         settings.decode_timeout,
     )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
+from server.room import Room
+
 if TYPE_CHECKING:
     from server.metrics import Metrics
     from server.settings import Settings
@@ -40,8 +42,15 @@ class Context:
     """Set, after `draining`, on the loop: streams end what they hear and say so."""
     working: int = 0
     """Requests and streams at work; draining waits for them."""
+    uploads: Room = field(init=False)
+    """For request bodies."""
     notice: str | None = None
     """What an operator should know about the start, such as that a model could not be preloaded."""
+
+    def __post_init__(self) -> None:
+        # One upload of the size allowed finds room always.
+        most = max(self.settings.max_uploads_mb, self.settings.max_upload_mb)
+        self.uploads = Room(most * 2**20)
 
 
 def context(connection: HTTPConnection) -> Context:

@@ -18,6 +18,7 @@ from server.context import Context
 from server.errors import RateLimited, Refused
 from server.gate import Meter
 from server.protocols.dialect import Close, Command, Commit, Dialect, End, Hear, Open, Say
+from streaming.backlog import MOST
 from streaming.engine import Stream
 from streaming.errors import OpenSpeechError, Overloaded
 from streaming.types import RATE
@@ -185,6 +186,11 @@ class Conversation:
                     read = self._dialect.read(data)
                 lag = self._waiting / RATE + (self._running.stream.lag if self._running else 0.0)
                 self._do(self._dialect.receive(read, lag))
+            if self._waiting > MOST:
+                raise Overloaded(
+                    f"{self._waiting / RATE:.0f} s of audio wait for the engine; connect again later",
+                    retry_after=30,
+                )
             if self._waiting > AHEAD:
                 self._room.clear()
                 with suppress(TimeoutError):
@@ -198,7 +204,7 @@ class Conversation:
             match command:
                 case Open(options):
                     await self._finish()
-                    stream = await self._here.engine.open_stream(options)
+                    stream = await self._here.engine.open_stream(options, admitted=self._begun)
                     self._begun = True
                     self._running = _Running(stream, self._sent, asyncio.Event())
                     self._streams.put_nowait(self._running)
@@ -208,10 +214,10 @@ class Conversation:
                         self._room.set()
                     if self._running is not None:
                         self._sent += len(samples)
-                        await self._running.stream.send(samples)
                         try:
+                            await self._running.stream.send(samples)
                             await self._meter.hear(len(samples))
-                        except (RateLimited, Refused):
+                        except (Overloaded, RateLimited, Refused):
                             await self._finish()  # what was heard is said first
                             raise
                 case Commit(marker):

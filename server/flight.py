@@ -35,7 +35,7 @@ import numpy as np
 from server import __version__, logs
 from server.settings import Settings
 from streaming.engine import Engine, Stream
-from streaming.errors import OpenSpeechError
+from streaming.errors import OpenSpeechError, Overloaded
 from streaming.events import Event, Failed, Final
 from streaming.observer import Decided, Pulse
 from streaming.types import Checkpoint, ModelInfo, Options, Recording, Samples, Transcribed
@@ -204,9 +204,11 @@ class Recorder:
             settings.flight_mb,
         )
 
-    async def open_stream(self, options: Options, after: Checkpoint | None = None) -> Stream:
+    async def open_stream(
+        self, options: Options, after: Checkpoint | None = None, *, admitted: bool = False
+    ) -> Stream:
         options = replace(options, window=options.window or self._window)
-        stream = await self._engine.open_stream(options, after)
+        stream = await self._engine.open_stream(options, after, admitted=admitted)
         info = next((each for each in self._engine.loaded() if each.id == stream.model), None)
         return _Recorded(stream, self._writer, options, after, info)
 
@@ -226,6 +228,9 @@ class Recorder:
 
     def loading(self) -> Sequence[str]:
         return self._engine.loading()
+
+    def refusal(self) -> Overloaded | None:
+        return self._engine.refusal()
 
     def pulse(self) -> Pulse:
         return self._engine.pulse()

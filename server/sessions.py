@@ -274,7 +274,7 @@ class Session:
             try:
                 if not (self.ended or self._idle(connection)):
                     await self._do(command, connection)
-            except (InputError, RateLimited) as fault:
+            except (InputError, Overloaded, RateLimited) as fault:
                 # What came before the fault is good: the session says what is wrong, and then what it heard.
                 told, self.code = explained(fault)
                 self.reason, self.ended = "error", True

@@ -158,6 +158,19 @@ class Settings:
 
     max_upload_mb: Annotated[int, "limits", "largest request body in MiB; 413 beyond"] = 1024
     max_audio_seconds: Annotated[float, "limits", "longest recording; 413 beyond"] = 4 * 3600.0
+    max_wait_seconds: Annotated[
+        float,
+        "limits",
+        "seconds a recording may have to wait for others, as predicted; 503 beyond",
+    ] = 600.0
+    max_backlog_mb: Annotated[
+        int,
+        "limits",
+        "live audio that may wait for its text, of all streams, in MiB; beyond, those that are most behind end",
+    ] = 512
+    max_uploads_mb: Annotated[
+        int, "limits", "request bodies on disk, all together, in MiB; 503 beyond"
+    ] = 4096
     max_requests: Annotated[int, "limits", "recordings at work or waiting; 503 beyond"] = 64
     max_streams: Annotated[int, "limits", "live streams; refused beyond"] = 256
     realtime_minutes: Annotated[float, "limits", "longest OpenAI Realtime session"] = 60.0

@@ -15,7 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from server.context import context
 from server.errors import BadRequest
+from server.room import Share
 from streaming.errors import OpenSpeechError, Overloaded, StorageFull
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,8 @@ class Upload:
 
 @asynccontextmanager
 async def receive(request: Request, file_field: str = "file") -> AsyncGenerator[Upload, None]:
-    """Read the body; the file is gone when the block ends. Raises BadRequest, StorageFull."""
+    """Read the body; the file is gone when the block ends. Raises BadRequest, StorageFull, and Overloaded:
+    before it reads a byte where the recording could not be taken, or as soon as its size is too much."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip()
     if kind.lower() != "multipart/form-data":
         raise BadRequest(
@@ -64,9 +67,14 @@ async def receive(request: Request, file_field: str = "file") -> AsyncGenerator[
             f" {file_field}",
             param=file_field,
         )
-    with _nameless() as path:
+    here = context(request)
+    if (fault := here.engine.refusal()) is not None:
+        raise fault
+    with here.uploads.share() as share, _nameless() as path:
+        told = request.headers.get("content-length", "")
+        share.grow(int(told) if told.isdecimal() else 0)
         try:
-            form = await _Parser(request, path).parse()
+            form = await _Parser(request, path, share).parse()
         except MultiPartException as error:
             raise BadRequest(f"the multipart body is broken: {error.message}") from None
         except OSError as error:
@@ -120,12 +128,14 @@ class _Parser(MultiPartParser):
 
     _charset = property(lambda self: "utf-8", lambda self, value: None)
 
-    def __init__(self, request: Request, path: Path) -> None:
+    def __init__(self, request: Request, path: Path, share: Share) -> None:
         super().__init__(
             request.headers, request.stream(), max_files=1, max_fields=256, max_part_size=TEXT
         )
         self._path = path
+        self._share = share
         self._text = 0
+        self._size = 0
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()
@@ -136,6 +146,8 @@ class _Parser(MultiPartParser):
             self._files_to_close_on_error.append(file.file)  # type: ignore[arg-type] # only closed
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._size += end - start
+        self._share.grow(self._size)
         if self._current_part.file is None:
             self._text += end - start
             if self._text > TEXT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Protocol
 
+from streaming.errors import Overloaded
 from streaming.events import Event
 from streaming.observer import Decided, Pulse
 from streaming.types import Checkpoint, ModelInfo, Options, Recording, Samples, Transcribed
@@ -50,15 +51,21 @@ class Stream(Protocol):
 
     @property
     def lag(self) -> float:
-        """Seconds of received audio that are not yet decided on."""
+        """Seconds of received audio newer than that of which everything is said that is to be said by now: in a pause,
+        what the detector has not judged; while somebody speaks, what no partial has heard; what a final is due for."""
         ...
 
 
 class Engine(Protocol):
     """In-process, child process or cluster: the same verbs."""
 
-    async def open_stream(self, options: Options, after: Checkpoint | None = None) -> Stream:
-        """Open, loading the model if need be. Raises UnknownModel, ModelUnavailable, Unsupported, Overloaded."""
+    async def open_stream(
+        self, options: Options, after: Checkpoint | None = None, *, admitted: bool = False
+    ) -> Stream:
+        """Open, loading the model if need be. Raises UnknownModel, ModelUnavailable, Unsupported, Overloaded.
+
+        `admitted`: it goes on where a stream of the same client ended, and is taken whatever the load.
+        """
         ...
 
     def transcribe(
@@ -89,6 +96,10 @@ class Engine(Protocol):
 
     def loading(self) -> Sequence[str]:
         """Ids of the models on their way into memory, downloads that a request waits for included."""
+        ...
+
+    def refusal(self) -> Overloaded | None:
+        """Why another recording would be refused now, whatever it is; None if it would not. Cheap."""
         ...
 
     def pulse(self) -> Pulse:

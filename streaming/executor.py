@@ -17,6 +17,7 @@ from streaming.backends.base import Hypothesis, Step, StepBackend, StepResult, W
 from streaming.backends.stepwise import Steps, whole
 from streaming.errors import BackendError, ModelGone, OpenSpeechError
 from streaming.observer import Decided, Kind, Observer
+from streaming.pace import Pace
 from streaming.remote import RemoteBackend
 from streaming.scheduler import Batch, Job, Lane, Scheduler
 from streaming.types import ModelInfo
@@ -49,6 +50,8 @@ class Executor:
         self.info = info
         self.observer = observer or Observer()
         self.scheduler = Scheduler(workers, backend.capabilities.max_batch)
+        self.pace = Pace()
+        """Of the recordings; whoever reads them tells."""
         self._owners: dict[Hashable, tuple[Deliver, Fail]] = {}
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=f"decode {info.id}")
         self._loop = asyncio.get_running_loop()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from streaming import remote, selftest
 from streaming.audio import media
 from streaming.backends.base import Loader, StepBackend, WindowBackend
 from streaming.backends.stepwise import whole
+from streaming.backlog import BYTES, MOST, Backlog
 from streaming.ears import Ears
 from streaming.errors import ModelUnavailable, OpenSpeechError, Overloaded, Unsupported
 from streaming.events import Event
@@ -40,6 +42,7 @@ from streaming.types import (
     Device,
     ModelInfo,
     Options,
+    Progress,
     Recording,
     Samples,
     Summary,
@@ -68,6 +71,10 @@ class Plan:
     max_models: int | None = None
     max_recordings: int = 64
     max_streams: int = 256
+    max_wait: float = 600.0
+    """Seconds that a recording may have to wait for others."""
+    max_backlog: int = 512 * 2**20
+    """Bytes of live audio that may wait for its text, of all streams."""
     runners: bool = False
     """Every model in a process of its own."""
     decode_timeout: float = 300.0
@@ -103,13 +110,17 @@ class LocalEngine:
         self._streams = 0
         self._open: set[LocalStream] = set()  # of them, those that are heard
         self._recordings = 0
+        self._backlog = Backlog(plan.max_backlog // BYTES)
 
-    async def open_stream(self, options: Options, after: Checkpoint | None = None) -> LocalStream:
+    async def open_stream(
+        self, options: Options, after: Checkpoint | None = None, *, admitted: bool = False
+    ) -> LocalStream:
         """See `Engine.open_stream`."""
-        if self._streams >= self._plan.max_streams:
-            raise Overloaded(
-                f"{self._streams} streams are open, which is the limit; try again later",
-                retry_after=5,
+        if self._streams >= self._plan.max_streams and not admitted:
+            raise _overloaded(f"{self._streams} streams are open, which is the limit", 5.0)
+        if self._backlog.full and not admitted:
+            raise _overloaded(
+                f"{self._streams} streams have {self._backlog.seconds:.0f} s of audio waiting", 10.0
             )
         self._streams += 1
         stack = AsyncExitStack()
@@ -118,15 +129,16 @@ class LocalEngine:
             options = replace(options, window=options.window or self._plan.window)
             entry = await self._resolve(options)
             executor = await stack.enter_async_context(self._models.lease(entry.id))
-            if executor.scheduler.full:
-                raise Overloaded(
-                    f"{executor.scheduler.live_streams} streams keep this machine busy; try again later",
-                    retry_after=5,
-                )
+            scheduler = executor.scheduler
+            wait = None if admitted else scheduler.admit(time.monotonic())
+            if wait is not None:
+                raise _overloaded(f"{scheduler.live_streams} streams keep this machine busy", wait)
             detector = await self._get_detector()
             if self._ears is None:
                 self._ears = Ears(detector)
-            stream = LocalStream(options, executor, self._ears, detector.open(), after, stack)
+            stream = LocalStream(
+                options, executor, self._ears, detector.open(), after, stack, self._backlog
+            )
             self._open.add(stream)
             stack.callback(self._open.discard, stream)
         except BaseException:
@@ -138,11 +150,8 @@ class LocalEngine:
         self, recording: Recording, options: Options, after: Checkpoint | None = None
     ) -> AsyncGenerator[Transcribed, None]:
         """See `Engine.transcribe`."""
-        if self._recordings >= self._plan.max_recordings:
-            raise Overloaded(
-                f"{self._recordings} recordings are at work or waiting, which is the limit; try again later",
-                retry_after=5,
-            )
+        if (fault := self.refusal()) is not None:
+            raise fault
         self._recordings += 1
         try:
             options = replace(
@@ -158,6 +167,13 @@ class LocalEngine:
                 # Before anything is loaded: a file that cannot be read is the commonest fault, the cheapest to find.
                 probe = await sound.open()
                 async with self._models.lease(entry.id) as executor:
+                    length = None if probe.duration is None else probe.duration / RATE
+                    wait = executor.pace.wait(length)
+                    if wait > self._plan.max_wait:
+                        raise _overloaded(
+                            f"other recordings would keep this one waiting for {wait:.0f} s",
+                            wait - self._plan.max_wait,
+                        )
                     stages.begin(time.monotonic())
                     work = _Reading(self, executor, sound, options, probe.duration, stages)
                     try:
@@ -167,6 +183,16 @@ class LocalEngine:
                         work.close()
         finally:
             self._recordings -= 1
+
+    def refusal(self) -> Overloaded | None:
+        """See `Engine.refusal`."""
+        if self._recordings < self._plan.max_recordings:
+            return None
+        ends = [each.value.pace.next_end() for each in self._models.snapshot()]
+        return _overloaded(
+            f"{self._recordings} recordings are at work or waiting, which is the limit",
+            min([each for each in ends if each], default=5.0),
+        )
 
     async def load(self, model: str, *, keep_alive: float | None = None) -> ModelInfo:
         """See `Engine.load`."""
@@ -284,6 +310,12 @@ class LocalEngine:
         return Executor(backend, info, device.workers, self._observer)
 
 
+def _overloaded(what: str, wait: float) -> Overloaded:
+    """A refusal; `wait` seconds, and a little by chance, lest all who were refused come back together."""
+    wait = min(max(wait, 1.0), 600.0) * random.uniform(1.0, 1.25)
+    return Overloaded(f"{what}; try again in {wait:.0f} s", retry_after=round(wait, 1))
+
+
 class LocalStream:
     """See `engine.Stream`."""
 
@@ -295,12 +327,14 @@ class LocalStream:
         state: object,
         after: Checkpoint | None,
         stack: AsyncExitStack,
+        backlog: Backlog | None = None,
     ) -> None:
         self._session = Session(options, executor.backend.capabilities, executor.backend.key, after)
         self._executor = executor
         self._ears = ears
         self._state = state
         self._stack = stack
+        self._backlog = backlog or Backlog(MOST)
         self._events: deque[Event] = (
             deque()
         )  # bounded by the reader: the server replaces stale partials, see sockets
@@ -321,12 +355,20 @@ class LocalStream:
 
     @property
     def lag(self) -> float:
-        """Seconds of received audio that are not yet decided on."""
-        return self._session.backlog / RATE
+        """See `Stream.lag`."""
+        return self._session.lag / RATE
 
     async def send(self, samples: Samples) -> None:
         """Append audio; while the stream is more than 30 s behind, each call waits as long as its audio lasts, a second
-        at most: the sender is slowed to the speed of speech, whatever the length of its messages."""
+        at most: the sender is slowed to the speed of speech, whatever the length of its messages.
+
+        Raises Overloaded, with nothing taken, where that does not help: when `Backlog.excess` says so.
+        """
+        if self._backlog.excess(self._session):
+            raise _overloaded(
+                f"this machine cannot keep up: {self._session.backlog / RATE:.0f} s of this stream wait for their text",
+                min(60.0, self._session.backlog / RATE),
+            )
         if not self._room.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(1.0, len(samples) / RATE)):
@@ -365,6 +407,7 @@ class LocalStream:
             self._closed = True
             self._ears.forget(self._session)
             self._executor.detach(self._session, live=True)
+            self._backlog.forget(self._session)
             self._news.set()
             self._room.set()
             await self._stack.aclose()
@@ -394,6 +437,8 @@ class LocalStream:
         self._check_room()
 
     def _check_room(self) -> None:
+        if not self._closed:
+            self._backlog.put(self._session, self._session.backlog)
         if self._session.backlog > LAG and self._error is None and not self._closed:
             self._room.clear()
         else:
@@ -434,6 +479,8 @@ class _Reading:
         executor.attach(
             self._session, self._results.put_nowait, self._results.put_nowait, live=False
         )
+        self._at = 0  # audio done
+        executor.pace.begin(self, None if total is None else total / RATE, time.monotonic())
 
     async def items(self) -> AsyncGenerator[Transcribed, None]:
         """What the session has to say, as soon as it says it."""
@@ -489,6 +536,10 @@ class _Reading:
                 if jobs := session.jobs():
                     self._executor.submit(jobs)
                 for item in session.items():
+                    if isinstance(item, Progress):
+                        done = (item.position - self._at) / RATE
+                        self._at = item.position
+                        self._executor.pace.receive(self, done, time.monotonic())
                     if isinstance(item, Summary):
                         self._executor.observer.spoken(item.model, 0, item.speech / RATE)
                         item = replace(item, stages=self._stages.spent())  # noqa: PLW2901
@@ -505,4 +556,5 @@ class _Reading:
 
     def close(self) -> None:
         """Drop what has not run."""
+        self._executor.pace.end(self)
         self._executor.detach(self._session, live=False)

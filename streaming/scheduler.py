@@ -107,6 +107,11 @@ class Scheduler:
     """Seconds that partials wait, smoothed, from which on decoding ahead of the endpoint is a luxury."""
     FULL = 2.0
     """Seconds that partials wait, smoothed, from which on another stream would make all of them useless."""
+    LATE = 1.0
+    """Seconds that finals wait, smoothed, from which on no other stream should be taken: streams without partials show
+    their load there alone."""
+    SLOWEST, SPEAKING = 1.0, 0.6
+    """Seconds between partials of a stream under load, and the share of its time in which somebody speaks."""
     BULK_SHARE = 0.1
     """Share of the work that recordings get even while streams would take it all."""
 
@@ -116,6 +121,9 @@ class Scheduler:
         self.live_streams = 0
         """Streams open now: while there are any, bulk leaves them a worker."""
         self._delay = 0.0  # seconds that partials waited of late
+        self._late = 0.0  # the same of finals
+        self._window = 0.0  # seconds of a worker that a live window took of late
+        self._admitted = -1e9  # when the last stream was taken
         self._crowded = False
         # Bounded: below final by one job an owner; finals by the audio that back-pressure lets a stream be
         # behind; bulk by the lookahead of each recording.
@@ -203,6 +211,8 @@ class Scheduler:
             job.started = now
             if job.lane is Lane.PARTIAL:
                 self._delay += 0.05 * (now - job.added - self._delay)
+            elif job.lane is Lane.FINAL:
+                self._late += 0.2 * (now - job.added - self._late)
         self._since = 0 if len(chosen) > 1 else self._since + 1
         batch = Batch(chosen, lane, self._predict(first.key, len(chosen)))
         self._running.append(batch)
@@ -221,6 +231,11 @@ class Scheduler:
         cost.learn(size, seconds)
         if not self._waiting[Lane.PARTIAL]:
             self._delay *= 0.8  # nobody waits: what was is over
+        if not self._waiting[Lane.FINAL]:
+            self._late *= 0.8
+        if batch.lane is not Lane.BULK:
+            each = seconds / size
+            self._window = self._window + 0.1 * (each - self._window) if self._window else each
         for bulk in self._served:
             self._served[bulk] *= 0.98
         self._served[batch.lane is Lane.BULK] += seconds
@@ -238,10 +253,29 @@ class Scheduler:
             self._crowded = False
         return self._crowded
 
-    @property
-    def full(self) -> bool:
-        """The streams that are open get their partials so late that no other should be taken."""
-        return bool(self._waiting[Lane.PARTIAL]) and self._delay > self.FULL
+    def wait(self, now: float, lane: Lane = Lane.PARTIAL) -> float:
+        """Seconds that work of a live lane waits for a worker: smoothed, or what the oldest of it waits already."""
+        if not self._waiting[lane]:
+            return 0.0
+        oldest = now - min(job.added for job in self._waiting[lane])
+        return max(self._late if lane is Lane.FINAL else self._delay, oldest)
+
+    def admit(self, now: float) -> float | None:
+        """Take another stream: None, or why not: in so many seconds another try makes sense.
+
+        What streams wait decides. But those that came just now have asked for nothing yet: where all of them, at their
+        slowest, would need more than there is by what windows cost, they come one by one, so that the wait can tell.
+        """
+        wait = max(self.wait(now), self.FULL / self.LATE * self.wait(now, Lane.FINAL))
+        if wait > self.FULL:
+            return 2 * wait
+        need = self.live_streams * self._window * self.SPEAKING / self.SLOWEST
+        if need > self.workers:
+            pause = self._admitted + 16 / self.live_streams - now
+            if pause > 0:
+                return 1.0 + pause + wait
+        self._admitted = now
+        return None
 
     def runs(self, owner: Hashable) -> bool:
         """A job of `owner` is at work."""

@@ -60,8 +60,10 @@ class _Utterance:
     number: int
     start: int
     agreement: Agreement
+    begun: int = 0  # where its speech began; the pre-roll lies before it
     end: int | None = None
     asked: int = 0  # edge of the newest partial decode
+    told: int = 0  # edge of the newest decode that came back
     partial: Job | None = None  # wanted or running
     final: Job | None = None  # wanted or running: speculative, or the real one
     guess: Final | None = None  # the final, if nobody speaks on
@@ -132,6 +134,22 @@ class Session:
         unheard = max(0, self.received - self._listener.heard)
         return unheard + sum(each.end - each.start for each in self._open if each.end is not None)
 
+    @property
+    def lag(self) -> int:
+        """Samples received after the newest audio of which everything is said that is to be said by now.
+
+        In a pause that is what the detector judged; while somebody speaks, what the newest partial decode heard, where
+        partials are wanted; and while a final is due, what was decoded of its utterance.
+        """
+        said = min(self._listener.heard, self.received)
+        for utterance in self._open:
+            if utterance.end is not None:
+                said = min(said, max(utterance.start, utterance.told))
+                break
+            if self.options.partials and utterance.guess is None:
+                said = min(said, max(utterance.begun, utterance.told))
+        return max(0, self.received - said)
+
     def receive_audio(self, samples: Samples) -> None:
         """Append audio."""
         self._listener.receive_audio(samples)
@@ -158,6 +176,8 @@ class Session:
         """A job came back with its result or its error."""
         utterance = job.tag
         assert isinstance(utterance, _Utterance)
+        if not isinstance(job.result, Exception):
+            utterance.told = max(utterance.told, job.edge)
         if job is utterance.final:
             self._receive_final(utterance, job)
         elif job is utterance.partial:
@@ -224,7 +244,7 @@ class Session:
         if self._open:
             heard = max(at, min(self._open[-1].agreement.settled, self._listener.heard))
         utterance = _Utterance(self._numbers, at, Agreement(heard, self._capabilities))
-        utterance.asked = at + self.options.pre_roll_ms * RATE // 1000
+        utterance.asked = utterance.begun = at + self.options.pre_roll_ms * RATE // 1000
         self._numbers += 1
         self._open.append(utterance)
         self._events.append(SpeechStarted(utterance.number, at))

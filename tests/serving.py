@@ -19,7 +19,7 @@ from server.context import Context
 from server.listener import Server
 from server.settings import Settings
 from streaming.backends import loaders
-from streaming.errors import OpenSpeechError
+from streaming.errors import OpenSpeechError, Overloaded
 from streaming.events import Event, Final, Marker, SpeechStarted, SpeechStopped
 from streaming.local import LocalEngine, Plan
 from streaming.models import Catalogue
@@ -82,7 +82,9 @@ class Talker:
         assert self.hold is not None
         self.loop.call_soon_threadsafe(self.hold.set)
 
-    async def open_stream(self, options: Options, after: Checkpoint | None = None) -> Chatter:
+    async def open_stream(
+        self, options: Options, after: Checkpoint | None = None, *, admitted: bool = False
+    ) -> Chatter:
         self.asked.append(options)
         if self.fault is not None and self.fail_after is None:
             raise self.fault
@@ -100,6 +102,9 @@ class Talker:
 
     def loading(self) -> list[str]:
         return self.on_the_way
+
+    def refusal(self) -> Overloaded | None:
+        return self.fault if isinstance(self.fault, Overloaded) else None
 
     def pulse(self) -> Pulse:
         return Pulse()

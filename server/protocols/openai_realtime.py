@@ -637,12 +637,15 @@ class Realtime:
 
     def _described(self, fault: OpenSpeechError) -> dict[str, Any]:
         status, code = classify(fault)
-        return {
+        described: dict[str, Any] = {
             "type": "server_error" if status >= 500 else "invalid_request_error",
             "code": fault.code if isinstance(fault, Fault) else code,
             "message": fault.message,
             "param": _param(fault),
         }
+        if isinstance(fault, Overloaded):
+            described["retry_after"] = fault.retry_after
+        return described
 
     def _say(self, kind: str, **fields: Any) -> Say:
         return Say(said(kind, self._name("event"), **fields))

@@ -192,7 +192,9 @@ def test_under_load_it_says_so_and_takes_it_back() -> None:
         now += 3
         scheduler.done(batch, 0.1)
     assert scheduler.crowded
-    assert scheduler.full
+    hint = scheduler.admit(now)
+    assert hint is not None
+    assert hint == 2 * scheduler.wait(now) > 2 * Scheduler.FULL
     assert scheduler.waiting(Lane.PARTIAL)
     while (batch := scheduler.take(now)) is not None:
         scheduler.done(batch, 0.1)
@@ -202,7 +204,7 @@ def test_under_load_it_says_so_and_takes_it_back() -> None:
         assert batch is not None
         scheduler.done(batch, 0.1)
     assert not scheduler.crowded
-    assert not scheduler.full
+    assert scheduler.admit(now) is None
 
 
 def test_a_partial_that_is_replaced_keeps_its_place() -> None:
@@ -262,3 +264,25 @@ def test_recordings_are_decoded_a_window_at_a_time_beside_streams() -> None:
     beside = scheduler.take(0)
     assert beside is not None
     assert len(alone.jobs) > len(beside.jobs) == 1
+
+
+def test_late_finals_keep_new_streams_out_too() -> None:
+    scheduler = Scheduler(1, 1)
+    assert scheduler.admit(0) is None
+    scheduler.live_streams = 1
+    for owner in range(3):
+        scheduler.add(job(owner, Lane.FINAL), 0)
+    assert scheduler.admit(0.5) is None
+    assert scheduler.admit(1.5) is not None
+
+
+def test_streams_that_came_at_once_are_followed_one_by_one_where_windows_cost_too_much() -> None:
+    scheduler = learned(workers=2, seconds=0.1)
+    scheduler.live_streams = 10
+    assert all(scheduler.admit(0) is None for _ in range(5))  # there is enough for all
+    scheduler.live_streams = 64
+    assert scheduler.admit(1) is None
+    hint = scheduler.admit(1)
+    assert hint is not None
+    assert 1.0 < hint < 2.0
+    assert scheduler.admit(1 + 16 / 64) is None
