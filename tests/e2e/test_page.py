@@ -19,6 +19,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from server.keys import digest
 from streaming.types import RATE
 from tests import toy
 from tests.e2e.browser import CHROMIUM, Visit, visiting
@@ -392,6 +393,36 @@ def test_the_key_is_asked_for_once(microphone: Path) -> None:
         expect(page.locator("#status")).to_have_text("Ready")
         expect(page.locator("#model option")).not_to_have_count(1)
         expect(page.locator("#key")).to_be_hidden()
+        assert visit.violations() == []
+
+
+def test_a_key_that_may_not_change_models_offers_no_change(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    rows = [("guest", "transcribe"), ("chief", "manage")]
+    file.write_text(
+        "\n".join(
+            f'[{name}]\nhash = "sha256:{digest(name).hex()}"\nscopes = ["{scope}"]'
+            for name, scope in rows
+        ),
+        "utf-8",
+    )
+    file.chmod(0o600)
+    with (
+        running(with_toy(keys_file=file)) as url,
+        visiting(url + "/#models") as visit,
+    ):
+        page = visit.page
+        page.fill("#key-input", "guest")
+        page.keyboard.press("Enter")
+        row = page.locator(".models li", has=page.get_by_role("heading", name="english"))
+        row.get_by_role("button", name="Load").click()
+        expect(page.locator("#models-locked")).to_be_visible(timeout=PATIENCE)
+        expect(page.locator(".models li button")).to_have_count(0)
+        page.get_by_role("button", name="Use another key").click()
+        page.fill("#key-input", "chief")
+        page.keyboard.press("Enter")
+        row.get_by_role("button", name="Load").click()
+        expect(row.locator(".badge")).to_have_text("in memory", timeout=PATIENCE)
         assert visit.violations() == []
 
 

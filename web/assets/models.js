@@ -1,6 +1,6 @@
 // Models: what is in memory, what is on disk, what could be had.
 
-import { json, lines, request } from "./server.js";
+import { askKey, json, lines, request } from "./server.js";
 import { explain } from "./problems.js";
 
 /** Milliseconds between looks while the panel is open. */
@@ -13,10 +13,14 @@ export class Models {
     this._root = root.querySelector("#model-list");
     this._onRows = onRows;
     this._offline = false;
+    this._locked = false;
     this._asked = new Map(); // by id: rows that are shown because somebody asked for them by name
     this._rows = new Map(); // by id: {element, shown}
     this._work = new Map(); // by id: what is being done, {text, fraction} or {error}
     this._timer = null;
+    root.querySelector("#models-key").addEventListener("click", async () => {
+      if (await askKey()) this._lock(false);
+    });
     const form = root.querySelector("#pull");
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -30,8 +34,19 @@ export class Models {
   /** The server never downloads: offer nothing that it would refuse. */
   set offline(value) {
     this._offline = value;
-    this._section.querySelector("#pull").hidden = value;
-    this._section.querySelector("#models-offline").hidden = !value;
+    this._section.querySelector("#pull").hidden = value || this._locked;
+    this._section.querySelector("#models-offline").hidden = !value || this._locked;
+  }
+
+  /** The key is good for looking, not for changing. */
+  _lock(value) {
+    this._locked = value;
+    this._section.querySelector("#models-locked").hidden = !value;
+    this.offline = this._offline;
+    for (const entry of this._rows.values()) {
+      entry.shown = "";
+      this._draw(entry);
+    }
   }
 
   /** Have a model downloaded, also one that the list does not know. */
@@ -132,6 +147,8 @@ export class Models {
       text.setAttribute("role", "status");
       text.textContent = work.text;
       deeds.append(bar, text);
+    } else if (this._locked) {
+      // nothing to offer
     } else if (memory) {
       button("unload", "Unload", () => this._do(row.id, "Unloading", () => request(`api/ps/${path(row.id)}`, { method: "DELETE" })));
     } else if (row.downloaded) {
@@ -159,6 +176,11 @@ export class Models {
       await deed();
       this._set(id, null);
     } catch (error) {
+      if (error.code === "missing_scope") {
+        this._set(id, null);
+        this._lock(true);
+        return;
+      }
       const { title, text: told } = explain(error);
       this._set(id, { error: title === "That did not work" ? told : `${title}. ${told}` });
     }

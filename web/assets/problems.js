@@ -82,6 +82,8 @@ export function explain(error) {
         text: "It may have been stopped, or the network is down. It is tried again by itself, and two minutes of what you say are kept.",
         remedy: "Check that it runs. What was heard stays on this page.",
       };
+    case "missing_scope":
+      return { title: "Your key may not do that", text: sentence(error.message), remedy: "Ask the server’s operator for another key." };
     case "rate_limit_exceeded":
       return {
         title: "That is more than your key may do",
