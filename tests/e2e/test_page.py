@@ -23,7 +23,7 @@ from server.keys import digest
 from streaming.types import RATE
 from tests import toy
 from tests.e2e.browser import CHROMIUM, Visit, visiting
-from tests.fakes import SPEECH, lines, silence, wav, word_errors
+from tests.fakes import SPEECH, lines, silence, speech, wav, word_errors
 from tests.hub import Hub
 from tests.proxy import wire
 from tests.serving import running, stoppable, with_toy
@@ -561,6 +561,82 @@ def test_a_dropped_file_becomes_a_transcript_with_a_player(url: str) -> None:
         now = page.evaluate("document.querySelector('audio').currentTime")
         lit = page.locator(".w.now")
         assert float(lit.get_attribute("data-start") or "nan") <= now + 0.1
+        clean(visit)
+
+
+STATES = """
+window.states = [];
+addEventListener("DOMContentLoaded", () => {
+  new MutationObserver(() => states.push(document.querySelector(".recording .state")?.textContent ?? ""))
+    .observe(document.querySelector("#queue"), {subtree: true, childList: true, characterData: true});
+});
+"""
+
+
+def test_progress_is_told_while_a_recording_goes_up_and_becomes_text(
+    url: str, tmp_path: Path
+) -> None:
+    with wire(url) as proxy, visiting(proxy.url + "/#files", script=STATES) as visit:
+        page = visit.page
+        expect(page.locator("#status")).to_have_text("Ready")
+        proxy.delay = 0.01  # a slow network, and more bytes than fit into the buffers on the way
+        junk = 16 * 2**20
+        (tmp_path / "long.wav").write_bytes(
+            wav(speech("long-0.flac")) + b"JUNK" + junk.to_bytes(4, "little") + bytes(junk)
+        )
+        page.set_input_files("#picker", [tmp_path / "long.wav"])
+        state = page.locator(".recording .state")
+        expect(state).to_have_text(re.compile("^Done"), timeout=PATIENCE)
+        states: list[str] = page.evaluate("states")
+        sent = [
+            int(found[1]) for each in states if (found := re.match(r"Uploading, (\d+) %", each))
+        ]
+        assert sent
+        assert sent == sorted(sent)
+        heard = [each for each in states if re.match(r"Transcribing, \d:\d\d of 1:2\d$", each)]
+        assert len(set(heard)) >= 2
+        assert heard == sorted(heard)
+        clean(visit)
+
+
+def film(path: Path) -> None:
+    """Ten seconds of a grey picture with a sentence."""
+    import av
+
+    samples = np.concatenate([SPOKEN[0].samples, silence(2.0)])
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("libvpx", rate=5)
+        picture.width, picture.height, picture.pix_fmt = 320, 180, "yuv420p"
+        sound = container.add_stream("libopus", rate=48_000)
+        for number in range(int(len(samples) / RATE * 5)):
+            frame = av.VideoFrame.from_ndarray(np.full((180, 320, 3), number % 200, np.uint8))
+            frame.pts = number
+            container.mux(picture.encode(frame))
+        whole = np.repeat((samples * 32767).astype(np.int16), 3)[None, :]
+        heard = av.AudioFrame.from_ndarray(whole, format="s16", layout="mono")
+        heard.sample_rate, heard.pts = 48_000, 0
+        container.mux(sound.encode(heard))
+        for stream in (picture, sound):
+            container.mux(stream.encode(None))
+
+
+def test_a_film_is_shown_beside_its_words(url: str, tmp_path: Path) -> None:
+    film(tmp_path / "film.webm")
+    with visiting(url + "/#files") as visit:
+        page = visit.page
+        page.set_input_files("#picker", [tmp_path / "film.webm"])
+        expect(page.locator(".recording .state")).to_have_text(
+            re.compile("^Done"), timeout=PATIENCE
+        )
+        text = page.text_content(".recording .words") or ""
+        assert word_errors(SPOKEN[0].text, text) <= 1
+        last = page.locator(".recording .w").last
+        last.click()
+        page.wait_for_function(
+            "start => document.querySelector('video').currentTime >= start",
+            arg=float(last.get_attribute("data-start") or "nan"),
+        )
+        assert page.evaluate("document.querySelector('video').videoWidth") == 320
         clean(visit)
 
 
