@@ -122,7 +122,7 @@ class Scheduler:
         """Streams open now: while there are any, bulk leaves them a worker."""
         self._delay = 0.0  # seconds that partials waited of late
         self._late = 0.0  # the same of finals
-        self._window = 0.0  # seconds of a worker that a live window took of late
+        self._window = 0.05  # seconds of a worker that a live window took of late; at first a guess
         self._admitted = -1e9  # when the last stream was taken
         self._crowded = False
         # Bounded: below final by one job an owner; finals by the audio that back-pressure lets a stream be
@@ -234,8 +234,7 @@ class Scheduler:
         if not self._waiting[Lane.FINAL]:
             self._late *= 0.8
         if batch.lane is not Lane.BULK:
-            each = seconds / size
-            self._window = self._window + 0.1 * (each - self._window) if self._window else each
+            self._window += 0.1 * (seconds / size - self._window)
         for bulk in self._served:
             self._served[bulk] *= 0.98
         self._served[batch.lane is Lane.BULK] += seconds

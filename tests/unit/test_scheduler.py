@@ -278,6 +278,11 @@ def test_late_finals_keep_new_streams_out_too() -> None:
 
 def test_streams_that_came_at_once_are_followed_one_by_one_where_windows_cost_too_much() -> None:
     scheduler = learned(workers=2, seconds=0.1)
+    for _ in range(20):
+        scheduler.add(job("stream", Lane.PARTIAL), 0)
+        batch = scheduler.take(0)
+        assert batch is not None
+        scheduler.done(batch, 0.1)
     scheduler.live_streams = 10
     assert all(scheduler.admit(0) is None for _ in range(5))  # there is enough for all
     scheduler.live_streams = 64
