@@ -19,6 +19,7 @@ from server.context import Context
 from server.errors import RateLimited, Refused, classify
 from server.gate import Meter
 from server.journal import Journal, Unread
+from server.limits import Caller
 from server.protocols import native
 from server.protocols.native import Audio, Commit, End, ProtocolError
 from streaming.audio.live import Source
@@ -103,7 +104,7 @@ class Session:
         self._here = here
         self._stream = stream
         self._source = source
-        self._meter = meter
+        self.meter = meter
         self._writer = native.Writer(self.id, opening)
         self._connection: Connection | None = None
         self._handover = asyncio.Lock()  # one connection at a time becomes the newest
@@ -246,6 +247,8 @@ class Session:
             async with asyncio.TaskGroup() as tasks:
                 self._carrying = tasks.create_task(self._carry())
                 tasks.create_task(self._work())
+        except Exception:  # of letting go; there is nothing left to tell the client
+            log.exception("stream %s failed", self.name)
         finally:
             await self._release()
 
@@ -335,7 +338,7 @@ class Session:
                 return
             if len(found):
                 await self._stream.send(found)
-                await self._meter.hear(len(found))
+                await self.meter.hear(len(found))
 
     async def _finish(self) -> None:
         """No more audio."""
@@ -363,7 +366,7 @@ class Session:
         try:
             await self._stream.aclose()
         finally:
-            await self._meter.close()
+            await self.meter.close()
 
     def _acknowledge(self) -> None:
         """Once a second while audio comes, and once after it."""
@@ -418,6 +421,16 @@ class Sessions:
             oldest = next(iter(self._apart.values()))
             log.warning("too many streams wait to be resumed; %s goes", oldest.name)
             oldest.close()
+
+    async def yield_one(self, caller: Caller | None = None) -> bool:
+        """End the session that waits longest for its client, of `caller`'s if one is given. False if there is none."""
+        for session in self._apart.values():
+            if caller is None or session.meter.caller.id == caller.id:
+                log.info("stream %s goes: its place is needed", session.name)
+                session.close()
+                await session.wait_closed()
+                return True
+        return False
 
     def attached(self, session: Session) -> None:
         """It has a connection again."""

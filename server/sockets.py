@@ -19,14 +19,15 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from server import auth, logs
 from server.context import PARTING, Context, context
 from server.errors import RateLimited, Refused
-from server.gate import gate
+from server.gate import Meter, gate
 from server.journal import unnumbered
 from server.limits import Caller
 from server.protocols import native
 from server.protocols.native import KeepAlive, Open, ProtocolError, Resume
 from server.sessions import Part, Session, Sessions, explained, failed, owner
 from streaming.audio import live
-from streaming.errors import OpenSpeechError
+from streaming.engine import Stream
+from streaming.errors import OpenSpeechError, Overloaded
 
 log = logging.getLogger(__name__)
 
@@ -248,11 +249,10 @@ class _Connection:
     async def _open(self, opening: native.Opening) -> None:
         self._refuse_while_stopping()
         source = live.source(opening.encoding, opening.sample_rate, opening.channels)
-        meter = await gate(self._socket).start(self._caller)
         try:
-            stream = await self._here.engine.open_stream(opening.options)
+            stream, meter = await self._admitted(opening)
         except BaseException:
-            await meter.close()
+            source.close()
             raise
         session = Session(self._sessions, stream, source, opening, self._reader, self._owner, meter)
         if self._stopping is not None:  # it stopped while the model loaded; the audio waits unread
@@ -262,6 +262,30 @@ class _Connection:
         logs.stream_id.set(session.name)
         session.begin(self)
         self._sending = self._tasks.create_task(self._send(None))
+
+    async def _admitted(self, opening: native.Opening) -> tuple[Stream, Meter]:
+        try:
+            return await self._begin(opening)
+        except Overloaded as full:
+            if not await self._make_room(full):
+                raise
+        return await self._begin(opening)
+
+    async def _begin(self, opening: native.Opening) -> tuple[Stream, Meter]:
+        meter = await gate(self._socket).start(self._caller)
+        try:
+            return await self._here.engine.open_stream(opening.options), meter
+        except BaseException:
+            await meter.close()
+            raise
+
+    async def _make_room(self, full: Overloaded) -> bool:
+        """Where streams are counted, one whose client is away gives its place to one who is here: who comes back goes
+        on in a new session. Of its own share nobody but the caller itself gives."""
+        if isinstance(full, RateLimited):
+            return full.kind == "streams" and await self._sessions.yield_one(self._caller)
+        taken = self._here.engine.pulse().streams >= self._here.settings.max_streams
+        return taken and await self._sessions.yield_one()
 
     async def _resume(self, name: str, last_event: int) -> None:
         self._refuse_while_stopping()

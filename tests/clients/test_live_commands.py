@@ -6,12 +6,14 @@ import pty
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import lines, pcm, word_errors
+from tests.proxy import wire
 from tests.serving import running, speech_file, with_toy
 
 
@@ -108,6 +110,50 @@ def test_on_a_terminal_captions_are_drawn(url: str) -> None:
     drawn = seen.decode()
     assert "soldier" in drawn
     assert "\x1b[2m00:00\x1b[0m  " in drawn
+
+
+def test_a_broken_connection_is_told_and_costs_no_word(url: str) -> None:
+    arguments = ["stream", str(speech_file("000-en.flac")), "--speed", "4", "--key", "secret"]
+    with (
+        wire(url) as link,
+        subprocess.Popen(
+            [sys.executable, "-m", "server.cli", *arguments, "--url", link.url, "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        events = []
+        for line in process.stdout:
+            events.append(json.loads(line))
+            if events[-1]["type"] == "ready" and link.connections == 1:
+                link.cut()
+        assert process.wait(60) == 0
+    kinds = [event["type"] for event in events]
+    assert kinds.count("reconnecting") >= 1
+    assert next(event["resumed"] for event in events if event["type"] == "ready") is False
+    assert [event["resumed"] for event in events if event["type"] == "ready"][-1] is True
+    (final,) = [event for event in events if event["type"] == "final"]
+    assert word_errors(lines()[0].text, final["text"]) <= 1
+    with (
+        wire(url) as link,
+        subprocess.Popen(
+            [sys.executable, "-m", "server.cli", *arguments, "--url", link.url],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        while link.passed < 60_000:
+            assert process.poll() is None
+            time.sleep(0.01)
+        link.cut()
+        out, told = process.communicate(timeout=60)
+    assert word_errors(lines()[0].text, out) <= 1
+    first, second = told.splitlines()
+    assert "trying again" in first
+    assert "connected again" in second
 
 
 SOUNDDEVICE = '''

@@ -198,6 +198,8 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert rows["bytes of a container without any sound"] == [f"{containers.BARREN // 2**20} MiB"]
     assert f"Up to {LAG // RATE} s of undecided audio" in PAGE
     assert f"outlives its connection by {settings.resume_seconds:g} s" in PAGE
+    waiting = f"({sessions.APART}, or {sessions.APART_BYTES // 2**20} MiB of messages)"
+    assert waiting in PAGE
     assert f"or {journal.KEPT_BYTES // 2**20} MiB of them" in PAGE
     waits = f"{journal.MESSAGES}\nmessages or {journal.BYTES // 2**20} MiB wait, or nothing leaves for {sockets.STALL:g} s"
     assert waits in PAGE

@@ -16,12 +16,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 from websockets.sync.client import ClientConnection, connect
 
-from server import sessions
+from server import sessions, sockets
 from server.sessions import Session
 from streaming.events import Final, Partial
 from tests.containers import contained, packets
 from tests.fakes import pcm, tone
-from tests.serving import Talker, running, with_engine
+from tests.proxy import wire
+from tests.serving import Talker, running, with_engine, with_toy
 
 SECOND = pcm(tone(1.0))
 
@@ -458,6 +459,60 @@ def test_what_all_that_wait_hold_is_bounded(
             lost(caplog, times + 1)
         assert talker.streams[0].closed.wait(10)
         assert not talker.streams[2].closed.is_set()
+
+
+def test_who_is_away_gives_its_place_to_who_is_here(caplog: pytest.LogCaptureFixture) -> None:
+    with running(with_toy(max_streams=1)) as base:
+        url = base.replace("http", "ws") + "/v1/audio/transcriptions/stream"
+        link = connect(url)
+        session = begun(link)
+        with connect(url) as other:
+            say(other, "start")
+            assert heard(other)[-1]["code"] == "overloaded"
+        vanish(link)
+        lost(caplog)
+        with connect(url) as other:
+            begun(other)
+            with connect(url) as again:
+                say(again, "resume", session=session, last_event=0)
+                assert [each["code"] for each in heard(again)] == ["unknown_session"]
+
+
+def test_of_its_own_share_a_caller_gives_its_own_place(caplog: pytest.LogCaptureFixture) -> None:
+    keys = {name: {"Authorization": f"Bearer {name}"} for name in ("one", "two")}
+    with serving(api_keys=("one", "two"), client_streams=1) as (talker, url):
+        for name in ("two", "one"):
+            link = connect(url, additional_headers=keys[name])
+            begun(link)
+            vanish(link)
+            lost(caplog, len(talker.streams))
+        with connect(url, additional_headers=keys["one"]) as other:
+            begun(other)
+            assert [stream.closed.is_set() for stream in talker.streams] == [False, True, False]
+            with connect(url, additional_headers=keys["one"]) as third:
+                say(third, "start")
+                assert heard(third)[-1]["code"] == "rate_limit_exceeded"
+
+
+def test_a_reader_that_stalls_is_left_and_may_come_back(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "STALL", 0.2)
+    with running(with_engine(talker := Talker())) as base, wire(base) as line:
+        path = "/v1/audio/transcriptions/stream"
+        link = connect(line.url.replace("http", "ws") + path, max_size=None)
+        session = begun(link)
+        line.stalled = True
+        texts = [f" {number}" + "x" * 200_000 for number in range(15)]
+        talker.streams[0].say(*(Final(n, texts[n], (), n, n + 1, "en") for n in range(15)))
+        lost(caplog)
+        with connect(base.replace("http", "ws") + path) as again:
+            resumed(again, session, 0)
+            say(again, "end")
+            found = [each for each in heard(again) if each["type"] == "final"]
+        assert [each["text"] for each in found] == [text.strip() for text in texts]
+        assert [each["seq"] for each in found] == list(range(1, 16))
+        line.stalled = False
 
 
 def test_a_message_beside_a_session_is_a_slip() -> None:

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from open_speech_client import Error, Event, Final, Partial, Ready
+from open_speech_client import Error, Event, Final, Partial, Ready, Reconnecting
 from server.display import Display, clock, printable
 
 
@@ -113,3 +113,28 @@ def test_whatever_is_said_finals_are_all_that_stays(
                 stays.append(f"{clock(number)}  {printable(committed)}")
     terminal.write(display.close())
     assert terminal.rows == [*stays, ""]
+
+
+def ready(*, resumed: bool) -> Ready:
+    return Ready(0, "s_1", "toy", 16000, 0, 30.0, resumed)
+
+
+def test_a_connection_that_is_away_and_back_is_a_line_each() -> None:
+    away = Reconnecting(3, "the connection broke")
+    terminal = shown(
+        ready(resumed=False),
+        partial("It was", " a"),
+        away,
+        away,
+        away,
+        ready(resumed=True),
+        final("It was a dark night."),
+        columns=60,
+    )
+    assert terminal.rows == [
+        "the connection broke; trying again",
+        "connected again; what was said meanwhile follows",
+        "00:00  It was a dark night.",
+        "",
+    ]
+    assert not terminal.styles["b"], "dim"
