@@ -75,10 +75,7 @@ async def measure(shape: str, rounds: int) -> None:
     here, there = engine(shape, runners=False), engine(shape, runners=True)
     finals: tuple[list[float], list[float]] = ([], [])
     files: tuple[list[float], list[float]] = ([], [])
-    before = resident(os.getpid())
-    began = time.perf_counter()
-    info = await there.load("toy")
-    loaded = time.perf_counter() - began
+    await residence(there)
     for each in (here, there):
         await each.load("toy")
         await final(each, 0)
@@ -102,18 +99,27 @@ async def measure(shape: str, rounds: int) -> None:
     ratio = statistics.median(b / a for a, b in zip(*files, strict=True))
     print(f"\ncommit → final: {more:+.1f} ms, pairwise median; recordings: × {ratio:.3f}")
     await here.aclose()
-    with_model = resident(os.getpid())
-    process = info.pid
-    assert process is not None
-    began = time.perf_counter()
-    await there.unload("toy")
-    gone = 1000 * (time.perf_counter() - began)
-    assert process not in family(os.getpid())
-    print(
-        f"loaded in {loaded:.2f} s, unloaded in {gone:.0f} ms; memory of all processes {with_model:.0f} MB with it,"
-        f" {resident(os.getpid()):.0f} MB after, {before:.0f} MB before anything was loaded"
-    )
     await there.aclose()
+
+
+async def residence(engine: LocalEngine) -> None:
+    """What coming and going cost, before anything else was in memory."""
+    await file(engine)  # what decodes containers and hears speech stays
+    await engine.unload("toy")
+    before = resident(os.getpid())
+    began = time.perf_counter()
+    info = await engine.load("toy")
+    loaded = time.perf_counter() - began
+    await file(engine)
+    inside = resident(os.getpid())
+    began = time.perf_counter()
+    await engine.unload("toy")
+    gone = 1000 * (time.perf_counter() - began)
+    assert info.pid not in family(os.getpid())
+    print(
+        f"loaded in {loaded:.2f} s, unloaded in {gone:.0f} ms; memory of all processes {before:.0f} MB without the model,"
+        f" {inside:.0f} MB with it, {resident(os.getpid()):.0f} MB after\n"
+    )
 
 
 def main() -> None:
