@@ -105,6 +105,16 @@ def test_pipecat_hears_under_server_vad_and_with_its_own(
         expect(output([*command, model]), 1)
 
 
+@pytest.mark.slow
+def test_the_agents_sdk_hears_by_its_default_and_server_vad(
+    url: str, audio: Path, tmp_path: Path
+) -> None:
+    python = environment(tmp_path / "venv", "openai-agents[voice]>=0.24,<1")
+    command = [python, SCRIPTS / "agents_stt.py", url, audio]
+    for turn_detection in ("default", "server_vad"):
+        expect(output([*command, turn_detection]), 1)
+
+
 @contextmanager
 def serving_tls(folder: Path) -> Iterator[tuple[str, Path]]:
     """The command with a certificate of a new authority: its URL, and the authority's certificate."""

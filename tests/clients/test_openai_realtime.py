@@ -2,18 +2,21 @@
 
 import asyncio
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
 import soxr
+from openai.types.websocket_reconnection import ReconnectingEvent
 
 from streaming.audio.pcm import _TABLES
 from streaming.types import Samples
+from tests.drive import speak
 from tests.fakes import lines, pcm, silence, speech, wav, word_errors
-from tests.serving import running, with_toy
+from tests.serving import running, stoppable, with_scripted, with_toy
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:connect.. must be used as a context manager:DeprecationWarning"
@@ -160,6 +163,52 @@ def test_logprobs_spell_the_transcript(url: str) -> None:
         spelt = b"".join(bytes(token.bytes) for token in each.logprobs).decode()
         assert spelt == (each.delta if each in deltas else each.transcript)
         assert all(token.logprob <= 0 for token in each.logprobs)
+
+
+def test_the_sdk_goes_on_with_the_next_server() -> None:
+    told = [3, 14, 15, 9, 26, 5]
+    given = session(VAD)
+    given["audio"]["input"]["format"]["rate"] = 16000
+    audio = base64.b64encode(pcm(np.concatenate([silence(0.4), speak(told)]))).decode()
+    codes: list[int] = []
+
+    async def run(url: str, stop: Callable[[], object], restart: Callable[[], object]) -> list[str]:
+        texts: list[str] = []
+
+        def again(event: ReconnectingEvent) -> None:
+            codes.append(event.close_code)
+            restart()
+
+        async with (
+            openai.AsyncOpenAI(api_key="any", base_url=url + "/v1") as client,
+            client.realtime.connect(
+                extra_query={"intent": "transcription"}, on_reconnecting=again
+            ) as connection,
+        ):
+            async for event in connection:
+                if event.type == "session.created":
+                    await connection.session.update(session=given)  # type: ignore[arg-type]
+                if event.type == "session.updated":
+                    await connection.input_audio_buffer.append(audio=audio)
+                    if texts:
+                        await connection.send({"type": "session.close"})  # type: ignore[typeddict-item]
+                if event.type == "input_audio_buffer.speech_started" and not texts:
+                    stop()
+                if event.type == "conversation.item.input_audio_transcription.completed":
+                    texts.append(event.transcript)
+        return texts
+
+    with ExitStack() as stack:
+        first = stack.enter_context(ExitStack())
+        url, stop = first.enter_context(stoppable(with_scripted()))
+
+        def restart() -> None:
+            first.close()
+            stack.enter_context(stoppable(with_scripted(), port=int(url.rpartition(":")[2])))
+
+        texts = asyncio.run(asyncio.wait_for(run(url, stop, restart), 60))
+    assert texts == [" ".join(f"w{word}" for word in told)] * 2
+    assert codes == [1012]
 
 
 def iter_until_completed(connection: Any) -> Iterator[Any]:
