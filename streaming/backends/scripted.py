@@ -7,6 +7,7 @@ the same words, so loss, doubling and reordering become exact comparisons. Nothi
 from __future__ import annotations
 
 import itertools
+import time
 import zlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,8 @@ class ScriptedBackend:
     capabilities: Capabilities = CAPABILITIES
     compute_type: str = "none"
     memory: int | None = 0
+    cost: float = 0.0
+    """Seconds that a window takes."""
 
     def key(self, window: Window) -> Hashable:
         """All windows are alike, but for the temperature."""
@@ -53,6 +56,7 @@ class ScriptedBackend:
 
     def decode(self, windows: Sequence[Window]) -> list[Hypothesis]:
         """Read the words."""
+        time.sleep(self.cost * len(windows))
         return [self._read(window) for window in windows]
 
     def close(self) -> None:
@@ -148,10 +152,11 @@ class _Loader:
     name = "scripted"
 
     def inspect(self, path: Path) -> Capabilities | None:
-        """Serves a folder that holds a file called ``scripted``; one that says ``steps`` is for streaming."""
+        """Serves a folder that holds a file called ``scripted``; one that says ``steps`` is for streaming, one that is
+        a number takes so many seconds for a window."""
         if not (path / "scripted").is_file():
             return None
-        return STEPS if _steps(path) else CAPABILITIES
+        return STEPS if _told(path) == "steps" else CAPABILITIES
 
     def key(self, window: Window) -> Hashable:
         """See `Loader.key`."""
@@ -160,11 +165,12 @@ class _Loader:
     def load(self, path: Path, device: Device) -> ScriptedBackend | ScriptedSteps:
         """Needs nothing."""
         del device
-        return ScriptedSteps() if _steps(path) else ScriptedBackend()
+        told = _told(path)
+        return ScriptedSteps() if told == "steps" else ScriptedBackend(cost=float(told or 0))
 
 
-def _steps(path: Path) -> bool:
-    return (path / "scripted").read_text("utf-8").strip() == "steps"
+def _told(path: Path) -> str:
+    return (path / "scripted").read_text("utf-8").strip()
 
 
 LOADER = _Loader()

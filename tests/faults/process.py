@@ -136,14 +136,15 @@ def serving(
     before: Sequence[str] = (),
     ready: bool = True,
     stdout: Any = subprocess.DEVNULL,
+    cost: float = 0.0,
     **variables: str,
 ) -> Iterator[Process]:
-    """A server around the scripted recogniser. `faults` are module attributes to set in it, `before` a command that runs
+    """A server around the scripted recogniser, which takes `cost` seconds a window. `faults` are module attributes to set in it, `before` a command that runs
     it (such as `prlimit`), `variables` its environment."""
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         model = Path(folder) / "scripted"
         model.mkdir()
-        (model / "scripted").write_text("")
+        (model / "scripted").write_text(str(cost))
         temporary = Path(folder) / "tmp"
         temporary.mkdir()
         command = [*before, sys.executable, "-m", "tests.faults.countable", "serve", "--port", "0"]
