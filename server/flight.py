@@ -48,7 +48,7 @@ DELAY = 0.5
 """Seconds that something may wait in memory for the disk."""
 WAITING = 32 * 2**20
 """Bytes that may wait for a slow disk, of one stream; beyond, its file ends."""
-LAST = b'{"cut": true}\n'
+LAST = b'{"do": "cut"}\n'
 """What a file ends with that was given up."""
 SCALE = {"s16": ("<i2", 32768.0), "f32": ("<f4", 1.0)}
 
@@ -396,8 +396,9 @@ def read(path: Path) -> Flight:
         if header is None or header.get("flight") != FORMAT:
             raise NoFlight(f"{path} is no flight recording of this version; give a *{ENDING} file")
         records: list[dict[str, Any]] = []
-        while (record := _parsed(file.readline())) is not None and "cut" not in record:
-            if (size := record.get("bytes")) is not None:
+        while (record := _parsed(file.readline())) is not None and record.get("do") != "cut":
+            if record.get("do") == "send":
+                size = record["bytes"]
                 data = file.read(size + 1)
                 if len(data) <= size:
                     break

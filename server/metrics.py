@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import prometheus_client
@@ -311,6 +313,9 @@ class _Now(Collector):
         memory = GaugeMetricFamily(
             "open_speech_model_memory_bytes", "on its device, where known", labels=["model"]
         )
+        resident = GaugeMetricFamily(
+            "open_speech_runner_resident_memory_bytes", "of the model's process", labels=["model"]
+        )
         seconds = GaugeMetricFamily(
             "open_speech_model_load_seconds", "that it took to load", labels=["model"]
         )
@@ -324,7 +329,18 @@ class _Now(Collector):
             seconds.add_metric([name], info.load_seconds)
             if info.memory is not None:
                 memory.add_metric([name], info.memory)
-        yield from (loaded, memory, seconds)
+            if info.pid is not None and (size := _resident(info.pid)) is not None:
+                resident.add_metric([name], size)
+        yield from (loaded, memory, resident, seconds)
+
+
+def _resident(pid: int) -> int | None:
+    """Bytes of a process in memory; None where Linux does not tell."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def metrics(request: Request) -> Response:
