@@ -9,6 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import httpx2
 import numpy as np
 from playwright.sync_api import Page, expect
 
@@ -69,12 +70,7 @@ def save(page: Page, name: str) -> None:
 def main() -> None:
     """All of them."""
     OUT.mkdir(parents=True, exist_ok=True)
-    chosen = [line for line in lines()[:24] if line.language == "en"][:6]
-    chosen += [
-        lines()[3],
-        lines()[4],
-        *[line for line in lines()[:24] if line.language == "en"][6:],
-    ]
+    chosen = [line for line in lines()[:24] if line.language == "en"]
     parts = [silence(0.3)]
     for line in chosen:
         parts += [line.samples, silence(0.9)]
@@ -87,6 +83,8 @@ def main() -> None:
         live(url + "/?view=captions", microphone, "captions", 3, **WIDE)
         file(url, "file", color_scheme="light", **WIDE)
         file(url, "file-phone", color_scheme="dark", **NARROW)
+    with running(with_toy(offline=False)) as url:
+        httpx2.post(url + "/api/ps/toy", timeout=60)
         models(url, "models", color_scheme="light", **WIDE)
 
 

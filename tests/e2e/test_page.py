@@ -296,8 +296,9 @@ def test_a_server_that_is_gone_is_explained_and_the_text_kept(microphone: Path) 
         finished(page, 1)
         proxy.up = False
         proxy.cut()
-        expect(page.locator("#status")).to_contain_text("Connection lost", timeout=PATIENCE)
-        expect(page.locator("#status")).to_contain_text("What you say is kept")
+        expect(page.locator("#status")).to_have_text(
+            "Reconnecting … What you say is kept.", timeout=PATIENCE
+        )
         expect(page.locator("body")).to_have_class(re.compile("lost"))
         problem = page.locator("#problem")
         expect(problem).to_contain_text("tried again by itself", timeout=PATIENCE)

@@ -191,7 +191,7 @@ export class Live {
       if (detail.state === "reconnecting") {
         this._lost = true;
         const doing = this._state === "busy" ? "What you said is kept" : "What you say is kept";
-        this._onState(this._state, `Connection lost. Reconnecting … ${doing}.`, true);
+        this._onState(this._state, `Reconnecting … ${doing}.`, true);
         this._away ||= detail.attempt === STUBBORN;
         if (detail.attempt === STUBBORN) show(explain({ code: "away" }));
       }
