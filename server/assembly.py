@@ -98,6 +98,9 @@ def make_catalogue(settings: Settings, where: Device) -> Catalogue:
         paths=paths,
         offline=settings.offline,
         downloads=settings.allow_downloads,
+        repositories=settings.allow_repositories,
+        hosts=settings.hub_hosts,
+        code=settings.allow_code,
         gpu=where.kind == "cuda",
     )
 

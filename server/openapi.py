@@ -30,7 +30,7 @@ _ERROR = {
 _FAULTS = {
     "400": "the request is wrong; the message says how",
     "401": "no key, or a wrong one",
-    "403": "the key lacks the scope, or the page is of a foreign origin",
+    "403": "the key lacks the scope, the settings forbid it, or the page is of a foreign origin",
     "404": "no such model or route",
     "408": "the body did not arrive in time",
     "409": "the model was unloaded meanwhile",

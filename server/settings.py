@@ -117,6 +117,21 @@ class Settings:
         "what a request may have downloaded: models of the catalogue and these settings, any of the hub, or none;"
         " POST /api/pull may always",
     ] = "known"
+    allow_repositories: Annotated[
+        tuple[str, ...],
+        "models",
+        "repositories that may be downloaded at all, by whomever, such as Systran/*; none: any",
+    ] = ()
+    hub_hosts: Annotated[
+        tuple[str, ...],
+        "models",
+        "hosts beside the hub's own that it may send downloads on to, such as a mirror's storage",
+    ] = ()
+    allow_code: Annotated[
+        bool,
+        "models",
+        "load models whose files run code of their authors (pickles, .nemo, auto_map); never for unknown ones",
+    ] = False
     offline: Annotated[bool, "models", "never touch the network"] = False
 
     device: Annotated[Literal["auto", "cuda", "cpu"], "recognition", "where models run"] = "auto"

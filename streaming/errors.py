@@ -9,6 +9,7 @@
     │   │   ├── TooShort          less audio than any word takes
     │   │   └── TooLong           more audio than is allowed
     │   ├── Unsupported           the chosen model or this build cannot do that
+    │   ├── NotAllowed            the operator's settings forbid it
     │   └── UnknownModel          no such name in the catalogue
     ├── ModelUnavailable          the model is known but cannot be loaded or fetched
     │   ├── ModelGone             it was unloaded while the request waited; asking again helps
@@ -58,6 +59,10 @@ class TooShort(AudioError):
 
 class Unsupported(InputError):
     """The chosen model, or this build, cannot do what was asked; the message names what can."""
+
+
+class NotAllowed(InputError):
+    """The settings of the server forbid it."""
 
 
 class UnknownModel(InputError):

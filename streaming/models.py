@@ -13,14 +13,15 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from streaming import hub
+from streaming import hub, trust
 from streaming.backends.base import Capabilities, Loader
-from streaming.errors import ModelBusy, ModelUnavailable, UnknownModel, Unsupported
+from streaming.errors import ModelBusy, ModelUnavailable, NotAllowed, UnknownModel, Unsupported
 from streaming.observer import Observer
 from streaming.types import RATE, Task
 
@@ -117,6 +118,9 @@ class Catalogue:
         paths: Mapping[str, Path] | None = None,
         offline: bool = False,
         downloads: Downloads = "known",
+        repositories: Sequence[str] = (),
+        hosts: Sequence[str] = (),
+        code: bool = False,
         gpu: bool = False,
         reachable: Callable[[], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -131,6 +135,9 @@ class Catalogue:
         self._offline = offline or hub.offline()
         self._setting = "STT_OFFLINE" if offline else "HF_HUB_OFFLINE"
         self._policy = downloads
+        self._repositories = tuple(repositories)
+        self._hosts = tuple(hosts)
+        self._code = code
         self._implicit = DEFAULT_GPU if gpu else DEFAULT_CPU
         self._reachable = reachable or (lambda: hub.answers(self._implicit))
         self._clock = clock
@@ -184,6 +191,7 @@ class Catalogue:
 
         Where the built-in recogniser stands in, it does so until the download appears or the hub answers.
         """
+        hub.clean(self._cache())
         known = self._all()
         if self._default_name() == self._implicit and BUILT_IN in known:
             there = known[self._implicit].downloaded
@@ -477,6 +485,13 @@ class Catalogue:
             entry = self.entry(entry.id)
         if entry.path is None:
             raise ModelUnavailable(f"model {entry.id} is not on this machine any more; ask again")
+        if entry.backend != BUILT_IN:
+            if not self._code:
+                # This backend opens no other file; of the others nobody knows.
+                names = hub.FILES if entry.backend == "faster_whisper" else None
+                trust.check(entry.id, entry.path, names)
+            if entry.repository is not None:
+                trust.verify(entry.id, entry.path)
         return entry.path
 
     def fetch(self, entry: Entry) -> Iterator[hub.Progress]:
@@ -489,6 +504,13 @@ class Catalogue:
         repository = entry.repository
         if repository is None:
             raise ModelUnavailable(f"model {entry.id} cannot be downloaded; it is a folder here")
+        allowed = self._repositories
+        if allowed and not any(fnmatchcase(repository, pattern) for pattern in allowed):
+            raise NotAllowed(
+                f"{repository} may not be downloaded to this server; allowed are {', '.join(allowed)}"
+                " (STT_ALLOW_REPOSITORIES)",
+                param="model",
+            )
         if self._offline:
             raise ModelUnavailable(
                 f"{repository} is not downloaded and the server is offline ({self._setting}); download it where there"
@@ -507,7 +529,9 @@ class Catalogue:
                             param="model",
                         )
 
-                found = hub.Download(repository, self._cache(), arrived)
+                found = hub.Download(
+                    repository, self._cache(), arrived, hosts=self._hosts, code=self._code
+                )
                 self._running[repository] = found
                 found.done.add_done_callback(lambda _: self._running.pop(repository, None))
                 found.done.add_done_callback(

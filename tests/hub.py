@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,6 +38,14 @@ class Hub:
     """How many connections break so; then all is well."""
     ranges: bool = True
     down: bool = False
+    elsewhere: str | None = None
+    """Where large files are said to lie, in place of this hub's own store."""
+    claim: int | None = None
+    """Bytes that weights are said to have."""
+    described: dict[str, dict[str, object]] = field(default_factory=dict)
+    """Descriptions that no longer fit the files."""
+    endless: bool = False
+    """Descriptions and weights do not end."""
     before_file: Callable[[], None] = lambda: None
     """Called before the bytes of a large file are sent, on the hub's thread."""
 
@@ -56,6 +65,35 @@ class Hub:
             for method, path, wanted in self.requests
             if method == "GET" and path.endswith("/" + name)
         ]
+
+    def describe(self, name: str) -> dict[str, object]:
+        """What is said of a repository."""
+        found = self.repositories[name]
+        siblings = []
+        for file, data in found.files.items():
+            sibling: dict[str, object] = {
+                "rfilename": file,
+                "size": len(data),
+                "blobId": hashlib.sha1(
+                    b"blob %d\0" % len(data) + data, usedforsecurity=False
+                ).hexdigest(),
+            }
+            if file.endswith(".bin"):
+                sha256 = hashlib.sha256(data).hexdigest()
+                sibling["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 134}
+                if self.claim is not None:
+                    sibling["size"] = self.claim
+            siblings.append(sibling)
+        return {
+            "id": name,
+            "modelId": name,
+            "sha": found.commit,
+            "siblings": siblings,
+            "tags": [],
+            "downloads": 0,
+            "private": False,
+            "gated": False,
+        }
 
     def __enter__(self) -> Hub:
         hub = self
@@ -112,27 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reply(401, b"{}", {"x-error-code": "RepoNotFound"})
         if found.access == "secret" and not self._allowed():
             return self._reply(403, b"{}", {"x-error-code": "GatedRepo"})
-        siblings = []
-        for file, data in found.files.items():
-            sibling: dict[str, object] = {
-                "rfilename": file,
-                "size": len(data),
-                "blobId": hashlib.sha1(data, usedforsecurity=False).hexdigest(),
-            }
-            if file.endswith(".bin"):
-                sha256 = hashlib.sha256(data).hexdigest()
-                sibling["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 134}
-            siblings.append(sibling)
-        described = {
-            "id": name,
-            "modelId": name,
-            "sha": found.commit,
-            "siblings": siblings,
-            "tags": [],
-            "downloads": 0,
-            "private": False,
-            "gated": False,
-        }
+        described = self.hub.described.get(name) or self.hub.describe(name)
         return self._reply(
             200, json.dumps(described).encode(), {"content-type": "application/json"}
         )
@@ -142,13 +160,16 @@ class _Handler(BaseHTTPRequestHandler):
         if found.access == "gated" and not self._allowed():
             return self._reply(403, b"", {"x-error-code": "GatedRepo"})
         if file.endswith(".bin"):  # large files come from elsewhere
-            return self._reply(302, b"", {"location": f"/cdn/{name}/{file}"})
+            location = self.hub.elsewhere or f"/cdn/{name}/{file}"
+            return self._reply(302, b"", {"location": location})
         return self._bytes(name, file)
 
     def _bytes(self, name: str, file: str) -> None:
         large = file.endswith(".bin")
         if large:
             self.hub.before_file()
+            if self.hub.endless:
+                return self._flood()
         data = self.hub.repositories[name].files[file]
         wanted = self.headers.get("range")
         status, headers = 200, {}
@@ -162,6 +183,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         return self._reply(status, data, headers)
+
+    def _flood(self) -> None:
+        """Bytes until the other side hangs up."""
+        self.send_response(200)
+        self.send_header("connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b" " * 2**16)
 
     def _reply(
         self,

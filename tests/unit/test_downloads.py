@@ -9,7 +9,13 @@ import pytest
 
 from streaming import hub as real
 from streaming.backends import loaders
-from streaming.errors import ModelBusy, ModelUnavailable, UnknownModel, Unsupported
+from streaming.errors import (
+    ModelBusy,
+    ModelUnavailable,
+    StorageFull,
+    UnknownModel,
+    Unsupported,
+)
 from streaming.models import Catalogue
 from tests import toy
 from tests.hub import TOKEN, Hub, lay_out
@@ -205,7 +211,7 @@ def test_a_full_disk_is_noticed_before_the_download(
     monkeypatch.setattr(
         shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, free)
     )  # type: ignore[attr-defined]
-    with pytest.raises(ModelUnavailable, match="GB are free"):
+    with pytest.raises(StorageFull, match=r"GB are free.*are missing"):
         pull(catalogue(tmp_path / "not" / "there" / "yet"))
     assert not (tmp_path / "not").exists()
     assert not hub.asked("config.json")
