@@ -125,7 +125,7 @@ class Configuration:
         found = self
         kind = session.get("input_audio_format")
         if kind is not None:
-            if kind not in _BETA_FORMATS:
+            if not isinstance(kind, str) or kind not in _BETA_FORMATS:
                 raise Fault(
                     f"session.input_audio_format is {_shown(kind)};"
                     f" it must be one of {', '.join(_BETA_FORMATS)}",
@@ -220,7 +220,7 @@ class Configuration:
 def _format(given: Any, path: str) -> dict[str, Any]:
     given = _object(given, path)
     kind = given.get("type", "audio/pcm")
-    if kind not in _FORMATS:
+    if not isinstance(kind, str) or kind not in _FORMATS:
         raise Fault(
             f"{path}.type is {_shown(kind)}; it must be one of {', '.join(_FORMATS)}",
             param=f"{path}.type",
