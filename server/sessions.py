@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
+from server import logs
 from server.context import Context
 from server.errors import RateLimited, Refused, classify
 from server.gate import Meter
@@ -467,26 +468,34 @@ def unknown() -> ProtocolError:
     )
 
 
+def complaint(
+    message: str, *, code: str, param: str | None = None, retry_after: float | None = None
+) -> dict[str, Any]:
+    """An `error` message with the id under which the log knows the request."""
+    request = logs.request_id.get()
+    return native.error(message, code=code, param=param, retry_after=retry_after, request=request)
+
+
 def failed() -> dict[str, Any]:
     """A fault of ours."""
-    return native.error("the server failed; its log says why", code="internal_error")
+    return complaint("the server failed; its log says why", code="internal_error")
 
 
 def explained(fault: OpenSpeechError) -> tuple[dict[str, Any], int]:
     """The message about a fault, and the close code if it ends the session."""
     match fault:
         case ProtocolError():
-            told = native.error(fault.message, code=fault.code, param=fault.param)
+            told = complaint(fault.message, code=fault.code, param=fault.param)
             return told, 1009 if fault.code == "too_big" else 1008
         case Unread():
-            return native.error(fault.message, code="slow_reader"), 1008
+            return complaint(fault.message, code="slow_reader"), 1008
         case Overloaded():
             code = classify(fault)[1] or "overloaded"
-            return native.error(fault.message, code=code, retry_after=fault.retry_after), 1013
+            return complaint(fault.message, code=code, retry_after=fault.retry_after), 1013
         case Refused():
             code = classify(fault)[1] or "invalid_api_key"
-            return native.error(fault.message, code=code), 1008
+            return complaint(fault.message, code=code), 1008
         case _:
             param = None if isinstance(fault, AudioError) else fault.param
-            told = native.error(fault.message, code=classify(fault)[1] or "failed", param=param)
+            told = complaint(fault.message, code=classify(fault)[1] or "failed", param=param)
             return told, 1008 if isinstance(fault, InputError) else 1011

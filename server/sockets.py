@@ -24,7 +24,7 @@ from server.journal import unnumbered
 from server.limits import Caller
 from server.protocols import native
 from server.protocols.native import KeepAlive, Open, ProtocolError, Resume
-from server.sessions import Part, Session, Sessions, explained, failed, owner
+from server.sessions import Part, Session, Sessions, complaint, explained, failed, owner
 from streaming.audio import live
 from streaming.engine import Stream
 from streaming.errors import OpenSpeechError, Overloaded
@@ -115,7 +115,7 @@ class _Connection:
     async def replace(self) -> None:
         """See `Connection.replace`."""
         self._replaced = True
-        self._last = native.error(REPLACED, code="replaced"), 1008
+        self._last = complaint(REPLACED, code="replaced"), 1008
         self._done.set()
         if self._sending is not None:
             self._sending.cancel()
@@ -195,17 +195,17 @@ class _Connection:
         settings, session = self._here.settings, self._session
         if self._stopping is not None:
             if session is None:
-                raise _Refusal(native.error(STOPPING, code="stopping", retry_after=5), 1012)
+                raise _Refusal(complaint(STOPPING, code="stopping", retry_after=5), 1012)
             part = Part("restart", 1012)
         elif time.monotonic() >= (self._until if session is None else session.until) - EARLY:
-            told = native.error(
+            told = complaint(
                 f"the session has lasted {settings.max_stream_seconds:g} s, the longest allowed here;"
                 " go on in a new one with offset",
                 code="session_limit",
             )
             part = Part("limit", 1008, told)
         else:
-            told = native.error(
+            told = complaint(
                 f"nothing came for {settings.stream_idle_seconds:g} s; send audio or"
                 ' {"type": "keepalive"}',
                 code="idle_timeout",
@@ -300,7 +300,7 @@ class _Connection:
 
     def _refuse_while_stopping(self) -> None:
         if self._here.draining:
-            raise _Refusal(native.error(STOPPING, code="stopping", retry_after=5), 1012)
+            raise _Refusal(complaint(STOPPING, code="stopping", retry_after=5), 1012)
 
     async def _discard(self) -> None:
         """Read on while the last words leave: a peer that goes away is noticed, and one that talks on is told."""

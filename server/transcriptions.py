@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server import errors, fields, formats, languages, timings, uploads
+from server import errors, fields, formats, languages, logs, timings, uploads
 from server.context import context
 from server.fields import Output
 from server.gate import gate
@@ -280,18 +280,24 @@ async def _events(
     except OpenSpeechError as error:
         for frame in writer.rest():
             yield frame
-        yield _frame(json.dumps(errors.envelope(error)))
+        yield _frame(json.dumps(errors.envelope(error) | _named()))
     except Exception:
         log.exception("a transcription failed after its first event")
         for frame in writer.rest():
             yield frame
         broken = errors.body("the server failed; its log says why", kind="server_error")
-        yield _frame(json.dumps(broken))
+        yield _frame(json.dumps(broken | _named()))
     finally:
         if upcoming is not None and not upcoming.done():
             upcoming.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.gather(upcoming, return_exceptions=True)
+
+
+def _named() -> dict[str, Any]:
+    """The id under which the log knows the request; the headers that have it may be long gone."""
+    found = logs.request_id.get()
+    return {} if found is None else {"request_id": found}
 
 
 async def _next(items: AsyncIterator[Transcribed]) -> Transcribed:

@@ -103,6 +103,8 @@ export interface ServerError {
   message: string;
   param?: string;
   retry_after?: number;
+  /** Under which the server's log knows it. */
+  request?: string;
   /** Set where only this utterance failed; the stream goes on. */
   utterance?: number;
 }

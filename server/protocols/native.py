@@ -401,10 +401,17 @@ class Writer:
 
 
 def error(
-    message: str, *, code: str, param: str | None = None, retry_after: float | None = None
+    message: str,
+    *,
+    code: str,
+    param: str | None = None,
+    retry_after: float | None = None,
+    request: str | None = None,
 ) -> dict[str, Any]:
-    """Something is wrong, and what would be right."""
+    """Something is wrong, and what would be right. `request` names it in the server's log."""
     found: dict[str, Any] = {"type": "error", "code": code, "message": message}
+    if request is not None:
+        found["request"] = request
     if param is not None:
         found["param"] = param
     if retry_after is not None:

@@ -245,7 +245,9 @@ def test_figures_are_cheap(server: Process) -> None:
 
 
 @pytest.mark.fault(
-    "O06", "which request was it", "one id in the answer and in every line of the log about it"
+    "O06",
+    "which request was it",
+    "one id in the answer, in error messages and in every line of the log about it",
 )
 def test_ids_lead_from_an_answer_to_the_log(told: Process) -> None:
     """A file, an unknown path and a live stream; then the ids of their answers are looked up"""
@@ -262,6 +264,10 @@ def test_ids_lead_from_an_answer_to_the_log(told: Process) -> None:
             session = rest(socket)[0]["session"]
             assert socket.response is not None
             live = socket.response.headers["x-request-id"]
+        with connect(told.socket_url + "?nonsense=1") as socket:
+            (error,) = rest(socket)
+            assert socket.response is not None
+            assert error["request"] == socket.response.headers["x-request-id"]
         ids = [good.headers["x-request-id"], bad.headers["x-request-id"], live]
         assert len(set(ids)) == 3
         until(lambda: all(lines(each) for each in ids))

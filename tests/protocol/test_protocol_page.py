@@ -110,7 +110,7 @@ def test_every_message_has_the_fields_of_the_table() -> None:
         writer.ack(1, 0.0),
         writer.end(1, "client"),
         native.error("no", code="overloaded"),
-        native.error("no", code="overloaded", param="model", retry_after=5),
+        native.error("no", code="overloaded", param="model", retry_after=5, request="req_1"),
     ]
     for each in (
         SpeechStarted(0, 0),

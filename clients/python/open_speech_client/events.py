@@ -150,6 +150,8 @@ class Error:
     retry_after: float | None = None
     utterance: int | None = None
     """The utterance that is lost, if one is."""
+    request: str | None = None
+    """Under which the server's log knows it."""
 
 
 @dataclass(frozen=True, slots=True)
