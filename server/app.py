@@ -123,6 +123,7 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
                 yield
             finally:
                 await held.aclose()
+                await guard.limits.aclose()
 
     app = Starlette(
         routes=[

@@ -33,6 +33,10 @@ from streaming.errors import (
 log = logging.getLogger(__name__)
 
 
+SOON = 60.0
+"""Seconds that a client may be asked to wait and try again by itself."""
+
+
 class BadRequest(InputError):
     """A field of a request is wrong."""
 
@@ -122,6 +126,11 @@ def problem(
 def classify(error: OpenSpeechError) -> tuple[int, str | None]:
     """Status and code of a fault."""
     return next((status, code) for kind, status, code in _TABLE if isinstance(error, kind))
+
+
+def closing(error: Overloaded) -> int:
+    """The code with which a WebSocket closes: 1013 has clients try again soon, 1008 does not."""
+    return 1008 if isinstance(error, RateLimited) and error.retry_after > SOON else 1013
 
 
 def envelope(error: OpenSpeechError) -> dict[str, Any]:

@@ -10,16 +10,19 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from importlib.util import find_spec
+from typing import Any, TypeVar
 
 from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.aio.storage import MovingWindowSupport, SlidingWindowCounterSupport, Storage
 from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
+from limits.errors import ConfigurationError
 from limits.storage import storage_from_string
 from limits.storage.base import TimestampedSlidingWindow
 
+from server.configuration import Misconfigured
 from server.errors import RateLimited
 from server.keys import Allowance, Key
 from streaming.types import RATE
@@ -31,9 +34,15 @@ CLIENTS = 10_000
 networks cannot be held by address anyway; the memory can."""
 TENTH = RATE // 10
 """Samples of the unit in which audio is counted."""
+PATIENCE = 1.0
+"""Seconds that a storage elsewhere may take to answer."""
+AWAY = 5.0
+"""Seconds for which it is then not asked, so that not every request waits for it."""
 COMPLAIN = 60.0
 """Seconds between two log lines about a storage that does not answer."""
 MEMORY = "memory://"
+REMOTE = ("redis", "rediss", "redis+unix")
+"""Schemes of addresses that storages may have."""
 
 T = TypeVar("T")
 
@@ -156,12 +165,19 @@ class Limits:
     def __init__(self, usual: Allowance, storage: str = MEMORY) -> None:
         """`usual` holds for whoever has no limits of its own. `storage` is an address as `limits` writes it."""
         self._usual = usual
-        kept: Storage = Table() if storage == MEMORY else _remote(storage)
+        self._kept = kept = Table() if storage == MEMORY else _remote(storage)
         self._requests = MovingWindowRateLimiter(kept)
         # A moving window would keep an entry for every second of a day; two counters say nearly the same.
         self._audio = SlidingWindowCounterRateLimiter(kept)
         self._streams: Counter[str] = Counter()
+        self._away = -math.inf  # until when the storage is not asked
         self._complained = -math.inf
+
+    async def aclose(self) -> None:
+        """Let go of a storage elsewhere."""
+        if not isinstance(self._kept, Table):
+            client: Any = self._kept.bridge.storage  # type: ignore[attr-defined] # of the library's RedisStorage
+            await client.aclose()
 
     def of_key(self, key: Key) -> Caller:
         """The caller that a key is."""
@@ -251,11 +267,15 @@ class Limits:
         if fault is not None:
             raise fault
 
-    async def _asked(self, answer: Awaitable[T], otherwise: T) -> T:
+    async def _asked(self, answer: Coroutine[Any, Any, T], otherwise: T) -> T:
         """The storage's answer. One that cannot be had limits nobody: to be down is worse than to be generous."""
+        if time.monotonic() < self._away:
+            answer.close()
+            return otherwise
         try:
             return await answer
         except Exception as error:
+            self._away = time.monotonic() + AWAY
             if time.monotonic() - self._complained > COMPLAIN:
                 self._complained = time.monotonic()
                 # Its text may hold the address with its password.
@@ -273,10 +293,28 @@ def _audio(allowance: Allowance) -> Iterator[tuple[RateLimitItem, str]]:
 
 
 def _remote(uri: str) -> Storage:
-    found = storage_from_string(
-        uri if uri.startswith("async+") else f"async+{uri}",
-        implementation="redispy",
-        wrap_exceptions=True,
-    )
+    scheme = uri.partition("://")[0]
+    if scheme not in REMOTE:
+        raise Misconfigured(
+            f"limits_storage begins with {scheme[:20]!r}; it must be memory:// or one of"
+            f" {', '.join(f'{each}://' for each in REMOTE)}"
+        )
+    if find_spec("redis") is None:
+        raise Misconfigured(
+            "limits_storage needs a package that is not installed; pip install 'open-speech-server[redis]'"
+        )
+    try:
+        found = storage_from_string(
+            f"async+{uri}",
+            implementation="redispy",
+            wrap_exceptions=True,
+            socket_timeout=PATIENCE,
+            socket_connect_timeout=PATIENCE,
+        )
+    except (ConfigurationError, ValueError):
+        # The library's own sentence has the address in it, and that may have a password.
+        raise Misconfigured(
+            f"limits_storage is no address; expected is {scheme}://host:port/number"
+        ) from None
     assert isinstance(found, Storage)
     return found

@@ -18,7 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from server import auth, logs, uploads
 from server.context import Context, context
 from server.conversations import Conversation
-from server.errors import BadRequest, KeyMissing, RateLimited, Refused, classify
+from server.errors import BadRequest, KeyMissing, RateLimited, Refused, classify, closing
 from server.gate import gate
 from server.keys import digest
 from server.limits import Caller
@@ -135,7 +135,7 @@ async def _refuse(socket: WebSocket, fault: Refused | RateLimited) -> None:
     if isinstance(fault, KeyMissing):
         message = "Missing bearer or basic authentication in header"
     if isinstance(fault, RateLimited):
-        close = 1013
+        close = closing(fault)
         error |= {"type": fault.kind, "retry_after": fault.retry_after}
     error |= {"message": message, "param": None, "event_id": None}
     with suppress(WebSocketDisconnect, RuntimeError, OSError):

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from server import logs
 from server.context import Context
-from server.errors import RateLimited, Refused, classify
+from server.errors import RateLimited, Refused, classify, closing
 from server.gate import Meter
 from server.journal import Journal, Unread
 from server.limits import Caller
@@ -491,7 +491,8 @@ def explained(fault: OpenSpeechError) -> tuple[dict[str, Any], int]:
             return complaint(fault.message, code="slow_reader"), 1008
         case Overloaded():
             code = classify(fault)[1] or "overloaded"
-            return complaint(fault.message, code=code, retry_after=fault.retry_after), 1013
+            told = complaint(fault.message, code=code, retry_after=fault.retry_after)
+            return told, closing(fault)
         case Refused():
             code = classify(fault)[1] or "invalid_api_key"
             return complaint(fault.message, code=code), 1008

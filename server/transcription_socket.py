@@ -12,7 +12,7 @@ from starlette.websockets import WebSocket
 from server import logs, sockets
 from server.context import context
 from server.conversations import Conversation
-from server.errors import RateLimited, Refused, ScopeMissing
+from server.errors import RateLimited, Refused, ScopeMissing, closing
 from server.gate import gate
 from server.protocols.faster_whisper_server import Endings, Transcript, parse
 from streaming.errors import InputError
@@ -42,7 +42,7 @@ async def transcribe(socket: WebSocket) -> None:
         await socket.close(1008, fault.message[:120] if known else "a valid API key is needed")
         return
     except RateLimited as fault:
-        await socket.close(1013, fault.message[:120])
+        await socket.close(closing(fault), fault.message[:120])
         return
     endings = Endings(
         settings.max_no_data_seconds,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from server import languages
-from server.errors import classify
+from server.errors import classify, closing
 from server.protocols.dialect import Close, Command, End, Hear, Open, Say
 from streaming.audio.pcm import Decoder
 from streaming.errors import InputError, OpenSpeechError, Overloaded
@@ -237,5 +237,5 @@ class Transcript:
         if error is None:
             return [Close(1011, "the server failed; its log says why")]
         status, _ = classify(error)
-        code = 1013 if isinstance(error, Overloaded) else 1008 if status < 500 else 1011
+        code = closing(error) if isinstance(error, Overloaded) else 1008 if status < 500 else 1011
         return [Close(code, error.message)]

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from server.errors import classify
+from server.errors import RateLimited, classify, closing
 from server.protocols.dialect import Close, Command, Commit, End, Hear, Open, Say
 from server.protocols.openai_session import Configuration, Fault
 from streaming.audio.pcm import Decoder
@@ -618,7 +618,7 @@ class Realtime:
             error = OpenSpeechError("the server failed; its log says why")
         said = self._described(error)
         status, _ = classify(error)
-        code = 1013 if isinstance(error, Overloaded) else 4000 if status < 500 else 1011
+        code = closing(error) if isinstance(error, Overloaded) else 4000 if status < 500 else 1011
         reason = f"{said['type']}.{said['code']}" if said["code"] else said["type"]
         return [self._say("error", error={**said, "event_id": None}), Close(code, reason)]
 
@@ -645,6 +645,8 @@ class Realtime:
         }
         if isinstance(fault, Overloaded):
             described["retry_after"] = fault.retry_after
+        if isinstance(fault, RateLimited):
+            described["type"] = fault.kind
         return described
 
     def _say(self, kind: str, **fields: Any) -> Say:

@@ -231,7 +231,7 @@ def test_live_audio_is_limited_and_what_was_heard_is_said() -> None:
             for _ in range(5):
                 socket.send(bytes(32000))
             found = rest(socket)
-            assert socket.close_code == 1013
+            assert socket.close_code in (1008, 1013)  # by how long the hour still lasts
         (told,) = (each for each in found if each["type"] == "error")
         assert told["code"] == "rate_limit_exceeded"
         assert told["retry_after"] >= 1
@@ -240,7 +240,7 @@ def test_live_audio_is_limited_and_what_was_heard_is_said() -> None:
         assert found[-1]["type"] == "end"
         refused = httpx2.post(url + OTHER, files=RECORDING)
         assert fault(refused, 429, "rate_limit_exceeded")["type"] == "audio_seconds"
-        assert talk(url, NATIVE + "?model=toy")[1] == 1013
+        assert talk(url, NATIVE + "?model=toy")[1] in (1008, 1013)
 
 
 def test_recordings_count_what_they_hold() -> None:

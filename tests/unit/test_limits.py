@@ -6,9 +6,10 @@ import anyio
 import pytest
 from limits.aio.storage import Storage
 
-from server.errors import RateLimited
+from server.errors import RateLimited, closing
 from server.keys import Allowance, Key
 from server.limits import Limits, Table
+from streaming.errors import Overloaded
 
 
 class Clock:
@@ -114,8 +115,12 @@ def test_windows_that_are_over_are_forgotten(clock: Clock) -> None:
 
 
 def test_a_storage_that_does_not_answer_limits_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    asked = 0
+
     class Gone(Table):
         async def acquire_entry(self, *_: object, **__: object) -> bool:
+            nonlocal asked
+            asked += 1
             raise ConnectionError("redis://:password@nowhere")
 
         async def get_moving_window(self, *_: object, **__: object) -> tuple[float, int]:
@@ -130,5 +135,12 @@ def test_a_storage_that_does_not_answer_limits_nobody(caplog: pytest.LogCaptureF
             await limits.request(caller)
 
     anyio.run(main)
+    assert asked == 1  # then it is left alone for a while
     assert caplog.text.count("does not answer (ConnectionError)") == 1
     assert "password" not in caplog.text
+
+
+def test_who_must_wait_long_is_not_told_to_try_again() -> None:
+    assert closing(RateLimited("", retry_after=60)) == 1013
+    assert closing(RateLimited("", retry_after=61)) == 1008
+    assert closing(Overloaded("", retry_after=3600)) == 1013
