@@ -15,6 +15,11 @@ from server.arguments import Parser
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; answers the exit status: 0, 1 for failure, 2 for wrong usage."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the next socket would get its number, and the next log line
+            os.open(os.devnull, os.O_RDWR)
     # numpy's own threads would spin for a core's worth while they wait; decodes have their threads already.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:

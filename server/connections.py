@@ -84,6 +84,9 @@ class Room(ServerState):
         if silent is None:
             return len(self.connections) <= self.most + SPARE
         del self.waiting[silent]
+        self.connections.discard(
+            silent
+        )  # it counts no more, though the loop still has to see it off
         silent.transport.close()
         return True
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import ssl
 import sys
+import threading
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -89,6 +92,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(
+            signal.SIGHUP
+        ) == (signal.SIG_DFL):
+            signal.signal(signal.SIGHUP, self.handle_exit)  # the terminal is gone: end in order
         if self.started:
             self._watching = asyncio.create_task(self._watch())
             self._say_where()
@@ -103,11 +110,12 @@ class Server(uvicorn.Server):
         if settings.lan:
             lan.announce(port, own=settings.tls_cert is not None and lan.is_own(settings.tls_cert))
         shown = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host
-        print(
-            f"open-speech on {scheme}://{shown}:{port} (Press CTRL+C to quit)",
-            file=sys.stderr,
-            flush=True,
-        )
+        with suppress(OSError):  # a full disk behind it, or nobody who reads
+            print(
+                f"open-speech on {scheme}://{shown}:{port} (Press CTRL+C to quit)",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def serve(app: Starlette, here: Context, settings: Settings) -> int:
@@ -135,9 +143,15 @@ def serve(app: Starlette, here: Context, settings: Settings) -> int:
     if message := _unusable(settings):
         print(message, file=sys.stderr)
         return 1
+    logging.getLogger("uvicorn.error").addFilter(_worth_telling)
     server = Server(config, here)
     server.run()
     return 0 if server.started else 1
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Not that a request was cancelled by a second signal: somebody wanted it."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 def _connections(wanted: int) -> int:

@@ -114,8 +114,9 @@ def _nameless() -> Iterator[Path]:
 
 def _not_stored(error: OSError) -> OpenSpeechError:
     """What it means that the temporary folder does not take an upload."""
-    log.warning("an upload could not be stored in %s: %s", tempfile.gettempdir(), error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+    log.warning("an upload could not be stored in %s: %s", tempfile.tempdir or "TMPDIR", error)
+    # ENOENT: there is no temporary folder that could be written to.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOENT):
         return StorageFull(
             "the server has no room for the upload; send a shorter or more compressed recording, or ask its operator"
             " for a larger TMPDIR"

@@ -35,7 +35,9 @@ class Process:
 
     def __init__(self, process: subprocess.Popen[str], temporary: Path) -> None:
         self.process = process
-        self._temporary = temporary
+        self.temporary = temporary
+        self.arguments: list[str] = []
+        self.environment: dict[str, str] = {}
         self.url = ""
         self.said: list[str] = []
         """Its log, a line each."""
@@ -92,9 +94,20 @@ class Process:
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/task"))
 
-    def uploads(self) -> list[Path]:
-        """Recordings that lie in its temporary folder."""
-        return list(self._temporary.glob("*/recording"))
+    def uploads(self) -> list[str]:
+        """Recordings that it has on disk: they have no name in the temporary folder."""
+        found = []
+        for each in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(OSError):
+                found.append(os.readlink(each))
+        return [each for each in found if each.startswith(str(self.temporary))]
+
+    def children(self) -> list[int]:
+        """Processes that it started."""
+        found = []
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            found += [int(each) for each in (task / "children").read_text().split()]
+        return found
 
     def working(self) -> int:
         """Requests and streams at work."""
@@ -167,6 +180,8 @@ def serving(
             ),
             temporary,
         )
+        process.arguments = command[command.index("serve") :]
+        process.environment = environment
         try:
             if ready:
                 process.wait_ready()
