@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -36,6 +36,7 @@ from server import (
     realtime,
     sessions,
     sockets,
+    tracing,
     transcription_socket,
     transcriptions,
 )
@@ -43,6 +44,9 @@ from server.context import Context, context
 from server.gate import Gate, gate
 from server.routes import Endpoint
 from streaming.errors import OpenSpeechError
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 log = logging.getLogger("server.access")
 
@@ -71,8 +75,11 @@ _POLICY = (
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
-def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
-    """The whole face. `here.engine` is closed by whoever made it, or by `lifespan`."""
+def create_app(
+    here: Context, lifespan: Lifespan | None = None, spans: TracerProvider | None = None
+) -> Starlette:
+    """The whole face. `here.engine` is closed by whoever made it, or by `lifespan`; so are `spans`, which OpenTelemetry
+    gets where somebody asks for them."""
     guard = Gate(here.settings)
     by_path: dict[str, dict[str, Endpoint]] = {}
     for endpoint in ENDPOINTS:
@@ -99,6 +106,9 @@ def create_app(here: Context, lifespan: Lifespan | None = None) -> Starlette:
             keyed=lambda: guard.keys.required,
         ),
     ]
+    if spans is not None:
+        traced = Middleware(tracing.Traced, provider=spans, route=_template, quiet=QUIET)
+        middleware.insert(0, traced)
     if here.settings.trusted_proxies:
         # Outermost, so that all others see the client's address and scheme.
         middleware.insert(
@@ -302,6 +312,8 @@ class _Surroundings:
 
 def _template(scope: Scope) -> str:
     """The route a request took, of a closed set."""
+    if scope["type"] == "websocket" and scope.get("endpoint") is not None:
+        return str(scope["path"])  # their routes have no parameters
     found = _route(scope)
     return found if not found.startswith(FILES) else "(files)"
 

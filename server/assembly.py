@@ -137,7 +137,7 @@ def make_engine(
 
 def make_app(settings: Settings, where: Device) -> tuple[Starlette, Context]:
     """The server, ready to run; models load after it listens."""
-    from server import flight
+    from server import flight, tracing
     from server.app import create_app
     from server.context import Context
     from server.metrics import Metrics
@@ -150,6 +150,7 @@ def make_app(settings: Settings, where: Device) -> tuple[Starlette, Context]:
         engine = flight.Recorder(engine, settings)
     here = Context(settings, engine, catalogue, metrics)
     metrics.watch(here)
+    spans = tracing.provider() if tracing.wanted() else None
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -163,8 +164,10 @@ def make_app(settings: Settings, where: Device) -> tuple[Starlette, Context]:
             watching.cancel()
             await asyncio.gather(preparing, watching, return_exceptions=True)
             await here.engine.aclose()
+            if spans is not None:
+                await asyncio.to_thread(spans.shutdown)
 
-    return create_app(here, lifespan), here
+    return create_app(here, lifespan, spans), here
 
 
 async def _prepare(here: Context) -> None:

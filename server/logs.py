@@ -17,6 +17,9 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 stream_id: ContextVar[str | None] = ContextVar("stream_id", default=None)
 """Of the live session that the current task serves."""
 
+trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
+"""Of the trace that the current task is part of, where OpenTelemetry is on."""
+
 LONGEST = 4000
 """Characters of an event; what is longer is cut."""
 TRACEBACK = 20_000
@@ -43,8 +46,8 @@ def concealed(text: str) -> str:
 
 
 def ids() -> dict[str, str]:
-    """What the current task serves: `request` and `stream`, where there are any."""
-    found = {"request": request_id.get(), "stream": stream_id.get()}
+    """What the current task serves: `request`, `stream` and `trace`, where there are any."""
+    found = {"request": request_id.get(), "stream": stream_id.get(), "trace": trace_id.get()}
     return {name: value for name, value in found.items() if value}
 
 
