@@ -150,8 +150,10 @@ def serve(app: Starlette, here: Context, settings: Settings) -> int:
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """Not that a request was cancelled by a second signal: somebody wanted it."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
+    """Not that a request or the application was cancelled by a second signal: somebody wanted it."""
+    if record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError):
+        return False
+    return not record.getMessage().rstrip().endswith("CancelledError")  # Starlette's, as text
 
 
 def _connections(wanted: int) -> int:
