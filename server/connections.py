@@ -176,7 +176,10 @@ class Http(H11Protocol):
         self.transport.close()
 
     def _refuse_head(self) -> None:
-        told = errors.body("the head of the request is too large; send less", code="head_too_large")
+        told = errors.body(
+            f"the head of the request is too large: {LARGEST_HEAD >> 10} KiB are taken at most; send less",
+            code="head_too_large",
+        )
         self.transport.write(_answer(431, told))
         self.transport.close()
 
@@ -422,7 +425,7 @@ class Sockets(WebSocketsSansIOProtocol):
     def handle_cont(self, event: Frame) -> None:
         self._fragments += 1
         if self._fragments > FRAGMENTS:
-            self._refuse(1009, "the message has too many fragments")
+            self._refuse(1009, f"too many fragments: a message may have {FRAGMENTS} frames")
         if self.close_sent:
             return
         super().handle_cont(event)

@@ -56,7 +56,7 @@ class _Outbox:
             return
         if len(self._waiting) >= UNREAD:
             self._waiting.clear()
-            message = Close(1008, "messages are not read fast enough")
+            message = Close(1008, f"{UNREAD} messages wait unread; read them faster")
         self._closed = isinstance(message, Close)
         self._waiting.append(message)
         self._news.set()

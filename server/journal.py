@@ -79,7 +79,10 @@ class Journal:
         elif kind == "ack":
             self._withdraw("ack", None)
         if len(self._waiting) >= MESSAGES or self._waiting_size + len(body) > BYTES:
-            raise Unread("the messages are not read; read while sending")
+            raise Unread(
+                f"{len(self._waiting)} messages wait unread, and no more than {MESSAGES} or {BYTES >> 20} MiB may;"
+                " read while sending"
+            )
         self._append(kind, utterance, body)
 
     def close(self, last: dict[str, Any] | None = None) -> None:
