@@ -365,10 +365,13 @@ def test_no_microphone_is_explained(url: str) -> None:
         expect(visit.page.locator("#problem")).to_contain_text("No microphone was found")
 
 
-def test_an_insecure_address_is_explained(url: str) -> None:
-    port = url.rpartition(":")[2]
+def test_an_insecure_address_is_explained() -> None:
     flags = ["--host-resolver-rules=MAP speech.example 127.0.0.1"]
-    with visiting(f"http://speech.example:{port}/", flags=flags) as visit:
+    with (
+        running(with_toy(allowed_hosts=("speech.example",))) as url,
+        visiting(url.replace("127.0.0.1", "speech.example"), flags=flags) as visit,
+    ):
+        port = url.rpartition(":")[2]
         problem = visit.page.locator("#problem")
         expect(problem).to_contain_text("serve --lan")
         assert problem.locator("a").get_attribute("href") == f"http://localhost:{port}/"
