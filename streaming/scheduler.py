@@ -266,8 +266,9 @@ class Scheduler:
         slowest, would need more than there is by what windows cost, they come one by one, so that the wait can tell.
         """
         wait = max(self.wait(now), self.FULL / self.LATE * self.wait(now, Lane.FINAL))
-        if wait > self.FULL:
-            return 2 * wait
+        # Where one window takes long, waiting for two of them is no sign of too many streams.
+        if wait > self.FULL * max(1.0, 2 * self._window):
+            return min(2 * wait, 30.0)
         need = self.live_streams * self._window * self.SPEAKING / self.SLOWEST
         if need > self.workers:
             pause = self._admitted + 16 / self.live_streams - now

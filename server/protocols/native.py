@@ -62,7 +62,7 @@ ERRORS = {
     "model_unloaded": "the model was unloaded by force while in use",
     "unsupported_value": "the model cannot do what was asked",
     "invalid_audio": "the audio cannot be decoded",
-    "overloaded": "as many streams are open as the server takes",
+    "overloaded": "too much to do: no stream is taken, or this one is too far behind; come again later",
     "recognition_failed": "the recogniser failed; with `utterance`: on that one, and the stream goes on",
     "slow_reader": "the server's messages are not read",
     "idle_timeout": "nothing came for too long",

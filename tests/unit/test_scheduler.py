@@ -291,3 +291,18 @@ def test_streams_that_came_at_once_are_followed_one_by_one_where_windows_cost_to
     assert hint is not None
     assert 1.0 < hint < 2.0
     assert scheduler.admit(1 + 16 / 64) is None
+
+
+def test_a_model_whose_windows_take_long_still_takes_a_second_stream() -> None:
+    scheduler = Scheduler(2, 8)
+    scheduler.live_streams = 1
+    now = 0.0
+    for _ in range(100):  # each final waits for the partial before it
+        scheduler.add(job("a", Lane.PARTIAL), now)
+        batch = scheduler.take(now)
+        assert batch is not None
+        now += 2.0
+        scheduler.done(batch, 2.0)
+    scheduler.add(job("a", Lane.FINAL), now)
+    assert scheduler.admit(now + 2.0) is None
+    assert scheduler.admit(now + 20.0) == 30.0
