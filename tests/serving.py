@@ -49,6 +49,8 @@ class Talker:
         self.fault = fault
         self.fail_after: int | None = None
         self.asked: list[Options] = []
+        self.admitted: list[bool] = []
+        """Of each stream, whether it was to be taken whatever the load."""
         self.hold: asyncio.Event | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self.stopped = threading.Event()
@@ -86,6 +88,7 @@ class Talker:
         self, options: Options, after: Checkpoint | None = None, *, admitted: bool = False
     ) -> Chatter:
         self.asked.append(options)
+        self.admitted.append(admitted)
         if self.fault is not None and self.fail_after is None:
             raise self.fault
         self.streams.append(Chatter())

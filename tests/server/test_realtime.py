@@ -15,7 +15,7 @@ from server.protocols.openai_session import Configuration
 from server.realtime import SECRETS, Secrets
 from tests.drive import speak
 from tests.fakes import lines, pcm, silence, speech, word_errors
-from tests.serving import running, stoppable, with_scripted, with_toy
+from tests.serving import Talker, running, stoppable, with_engine, with_scripted, with_toy
 
 UPDATE = {
     "type": "session.update",
@@ -68,6 +68,25 @@ def ending(url: str, **more: Any) -> tuple[dict[str, Any], int, str]:
     """The last thing said before the server closes, and how it closes."""
     found, socket = talk(url, until="never", **more)
     return found[-1], socket.close_code, socket.close_reason
+
+
+def test_a_session_that_changes_its_language_is_not_asked_again_whether_there_is_room() -> None:
+    engine = Talker()
+    changed = json.loads(json.dumps(UPDATE))
+    changed["session"]["audio"]["input"]["transcription"]["language"] = "fr"
+    with running(with_engine(engine)) as url:
+        talk(
+            url,
+            UPDATE,
+            append(pcm(speak([1, 2]))),
+            changed,
+            append(pcm(speak([3]))),
+            {"type": "input_audio_buffer.commit"},
+            until="conversation.item.input_audio_transcription.completed",
+        )
+    assert engine.admitted[0] is False
+    assert len(engine.admitted) > 1
+    assert all(engine.admitted[1:])
 
 
 def test_keys_come_as_bearer_or_subprotocol_and_their_absence_is_explained() -> None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from streaming.backends.base import Hypothesis, Window, WindowBackend
 from streaming.backends.scripted import ScriptedBackend
+from streaming.backlog import Backlog
 from streaming.ears import Ears
-from streaming.errors import BackendError
+from streaming.errors import BackendError, Overloaded
 from streaming.events import Final
 from streaming.executor import Executor
 from streaming.local import LAG, LocalStream
@@ -93,6 +94,42 @@ def test_a_sender_ahead_of_the_lag_is_slowed_to_the_speed_of_speech() -> None:
 
     with asyncio.Runner(loop_factory=_Clock) as runner:
         assert runner.run(scenario()) == pytest.approx([2.0, 2.0, 3.0])
+
+
+def test_a_stream_that_is_too_far_behind_takes_no_more_but_says_what_it_took() -> None:
+    hearing = _Hearing()
+
+    async def scenario() -> str:
+        executor, ears = _executor(ScriptedBackend()), Ears(hearing)
+        backlog = Backlog(20 * RATE)
+        late, other = (
+            LocalStream(
+                Options(pre_roll_ms=0), executor, ears, object(), None, AsyncExitStack(), backlog
+            )
+            for _ in range(2)
+        )
+        hearing.may.clear()
+        await other.send(speak([3, 0.5]))
+        await late.send(speak([0.3, 1, 2, 19.5]))
+        with pytest.raises(Overloaded) as refused:
+            await late.send(speak([4]))
+        assert refused.value.retry_after >= 1.0
+        assert late.received == len(speak([0.3, 1, 2, 19.5]))
+        assert late.lag == pytest.approx(late.received / RATE)
+        await other.send(speak([5, 0.5]))
+        for stream in (late, other):
+            await stream.end()
+        hearing.may.set()
+        said = await _text(late) + ";" + await _text(other)
+        for stream in (late, other):
+            await stream.aclose()
+        assert not backlog.full
+        assert backlog.seconds == 0.0
+        await ears.aclose()
+        await executor.close(force=False)
+        return said
+
+    assert asyncio.run(scenario()) == " w1 w2; w3 w5"
 
 
 def test_a_detector_that_fails_ends_its_streams_with_a_reason() -> None:
