@@ -186,7 +186,7 @@ ENDPOINTS = (
         "Download a model",
         parameters=(_ID,),
         replies={
-            200: Reply("it is there", {"application/json": None}),
+            200: Reply("it is there", {"application/json": {"type": "object"}}),
             201: Reply("progress, a JSON object a line", {"application/x-ndjson": None}),
         },
         scope="manage",

@@ -177,7 +177,6 @@ def test_a_length_that_cannot_be(server: Process, length: str) -> None:
     envelope(ask(server.url, said.encode()), 400, 413)
 
 
-@pytest.mark.quick
 @pytest.mark.fault(
     "B17", "a Content-Length that lies", "an error, no text of half a recording, nothing on disk"
 )
@@ -203,7 +202,6 @@ HEADS = b"".join(b"X-%d: y\r\n" % number for number in range(9))
 SOUND = b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + RECORDING
 
 
-@pytest.mark.quick
 @pytest.mark.fault("B06", "multipart bodies beyond every limit", "400 that says what is wrong")
 @pytest.mark.parametrize(
     ("boundary", "body"),
@@ -243,7 +241,6 @@ def test_multipart_beyond_every_limit(server: Process, boundary: str | None, bod
 # Shape
 
 
-@pytest.mark.quick
 @pytest.mark.fault("B11", "paths and methods that lead nowhere", "404, 405 or 426 in the envelope")
 @pytest.mark.parametrize(
     ("method", "path"),
@@ -339,7 +336,6 @@ def test_many_requests(server: Process) -> None:
         )
 
 
-@pytest.mark.quick
 @pytest.mark.fault(
     "B14",
     "Range and conditions, sensible or not",
@@ -389,7 +385,6 @@ def test_expectations(server: Process) -> None:
         envelope(until_closed(greedy), 413)
 
 
-@pytest.mark.quick
 @pytest.mark.fault(
     "B15", "JSON that is deep, huge, doubled or no JSON", "200, 400 or 413, never 500"
 )
