@@ -59,6 +59,7 @@ ERRORS = {
     "replaced": "another connection resumed the session",
     "model_not_found": "the model is not in the catalogue",
     "model_unavailable": "the model cannot be loaded or fetched",
+    "not_allowed": "the model may not be downloaded to this server",
     "model_unloaded": "the model was unloaded by force while in use",
     "unsupported_value": "the model cannot do what was asked",
     "invalid_audio": "the audio cannot be decoded",

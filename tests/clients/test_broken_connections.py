@@ -5,6 +5,7 @@ Each test tells the same speech and compares with what is heard when nothing bre
 
 import asyncio
 import json
+import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -222,20 +223,25 @@ def test_a_wire_that_goes_dead_without_a_word(
     assert told(events) == told(undisturbed)
 
 
-def test_nobody_comes_back_in_time_and_the_stream_goes_on_in_a_new_session() -> None:
+def test_nobody_comes_back_in_time_and_the_stream_goes_on_in_a_new_session(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "server.sessions")
     with running(with_scripted(resume_seconds=0.05)) as url, wire(url) as link:
-        broken = False
+
+        def look() -> None:
+            gone = any("was not resumed" in each.getMessage() for each in list(caplog.records))
+            link.up = gone
+            if not gone:
+                asyncio.get_running_loop().call_later(0.02, look)
 
         def trouble(at: int, event: Event | None) -> None:
-            nonlocal broken
-            if isinstance(event, Partial) and event.utterance == 2 and not broken:
-                broken, link.up = True, False
+            if at == PIECES // 2:
+                link.up = False
                 link.cut()
-            if isinstance(event, Reconnecting):
-                loop = asyncio.get_running_loop()
-                loop.call_later(0.5, setattr, link, "up", True)
+                look()
 
-        events = run(link.url, trouble)
+        events = run(link.url, trouble, hold=PIECES // 2)
     assert len({event.session for event in events if isinstance(event, Ready)}) == 2
     whole(events)
 
