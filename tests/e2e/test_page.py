@@ -172,6 +172,43 @@ def test_confidence_is_shown_on_demand(url: str) -> None:
         clean(visit)
 
 
+SAY = """
+async ([first, count]) => {
+  const { captions } = await import("/assets/page.js");
+  for (let at = first; at < first + count; at += 1) {
+    captions.started(at);
+    captions.partial({ committed: `Sentence ${at} is`, tentative: " long" });
+    captions.final({ text: `Sentence ${at} is long enough to need a line or two. `.repeat(3), start: at, end: at + 1, words: [] });
+  }
+  await new Promise(requestAnimationFrame);
+}
+"""
+PLACE = """
+() => {
+  const { scrollTop, scrollHeight, clientHeight } = document.querySelector("#transcript");
+  return [Math.round(scrollTop), scrollHeight - scrollTop - clientHeight < 2];
+}
+"""
+
+
+def test_the_page_scrolls_along_only_for_those_who_read_the_end(url: str) -> None:
+    with visiting(url) as visit:
+        page = visit.page
+        page.evaluate(SAY, [0, 200])
+        assert page.evaluate(PLACE)[1]
+        expect(page.locator("#jump")).to_be_hidden()
+        page.evaluate("() => void (document.querySelector('#transcript').scrollTop -= 1500)")
+        expect(page.locator("#jump")).to_be_visible()
+        before, _ = page.evaluate(PLACE)
+        page.evaluate(SAY, [200, 20])
+        assert page.evaluate(PLACE) == [before, False]
+        page.click("#jump")
+        expect(page.locator("#jump")).to_be_hidden()
+        page.evaluate(SAY, [220, 20])
+        assert page.evaluate(PLACE)[1]
+        clean(visit)
+
+
 def test_a_second_recording_goes_on_in_time(url: str, microphone: Path) -> None:
     with visiting(url, microphone) as visit:
         page = visit.page
@@ -302,6 +339,7 @@ def test_a_server_that_is_gone_is_explained_and_the_text_kept(microphone: Path) 
         expect(page.locator("body")).to_have_class(re.compile("lost"))
         problem = page.locator("#problem")
         expect(problem).to_contain_text("tried again by itself", timeout=PATIENCE)
+        assert Axe().run(page).violations_count == 0
         kept = visit.captions()
         assert kept
         page.click("#toggle")
@@ -717,6 +755,7 @@ def test_a_model_is_pulled_used_and_removed(
             expect(row.locator(".badge")).to_have_text("on disk", timeout=PATIENCE)
             row.get_by_role("button", name="Remove").click()
             expect(page.locator("#remove")).to_contain_text("Remove acme/toy-whisper?")
+            assert Axe().run(page).violations_count == 0
             page.locator("#remove").get_by_role("button", name="Cancel").click()
             expect(row.locator(".badge")).to_have_text("on disk")
             row.get_by_role("button", name="Remove").click()

@@ -19,10 +19,15 @@ export class Captions {
     this._shown = ""; // its committed text on screen
     /** Finals, as they came. */
     this.finals = [];
-    this._scroller.addEventListener("scroll", () => this._offerJump(), { passive: true });
-    new ResizeObserver(() => this._offerJump()).observe(this._scroller);
+    this._follow = true; // the reader is at the end and wants to stay there
+    this._top = 0;
+    this._scroller.addEventListener("scroll", () => this._scrolled(), { passive: true });
+    // Rows find their height only when they come into view, after they were scrolled to.
+    const sizes = new ResizeObserver(() => this._keepEnd());
+    for (const each of [this._scroller, this._log, this._interim]) sizes.observe(each);
     this._jump.addEventListener("click", () => {
-      this._scroller.scrollTop = this._scroller.scrollHeight;
+      this._follow = true;
+      this._keepEnd();
       this._scroller.focus({ preventScroll: true });
     });
   }
@@ -33,7 +38,7 @@ export class Captions {
 
   /** The open utterance. Committed text is only ever appended to; the tentative rest changes in place. */
   partial({ committed, tentative }) {
-    this._keepingPlace(() => {
+    this._change(() => {
       this._empty.hidden = true;
       this._interim.hidden = !committed && !tentative;
       this._time.textContent = this._begun === null ? "" : short(this._begun);
@@ -49,7 +54,7 @@ export class Captions {
 
   /** The utterance is finished: from the open line into the log. */
   final(final) {
-    this._keepingPlace(() => {
+    this._change(() => {
       this._reset();
       if (!final.text) return;
       this.finals.push(final);
@@ -60,7 +65,7 @@ export class Captions {
 
   /** What was tentative is given up, as when a stream failed. */
   abandon() {
-    this._keepingPlace(() => this._reset());
+    this._change(() => this._reset());
   }
 
   clear() {
@@ -68,7 +73,8 @@ export class Captions {
     this._log.replaceChildren();
     this._reset();
     this._empty.hidden = false;
-    this._offerJump();
+    this._follow = true;
+    this._keepEnd();
   }
 
   _reset() {
@@ -79,21 +85,24 @@ export class Captions {
     this._begun = null;
   }
 
-  /** Scroll along only for a reader who is at the bottom. */
-  _keepingPlace(change) {
-    const follow = this._atBottom();
-    change();
-    if (follow) this._scroller.scrollTop = this._scroller.scrollHeight;
-    else this._offerJump();
+  _change(deed) {
+    deed();
+    this._keepEnd();
   }
 
-  _atBottom() {
+  /** Scroll along only for a reader who is at the end. */
+  _keepEnd() {
+    if (this._follow) this._scroller.scrollTop = this._scroller.scrollHeight;
+    this._jump.hidden = this._follow;
+  }
+
+  /** Up is the reader's wish; down may be ours, or the browser's that keeps a place. */
+  _scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = this._scroller;
-    return scrollHeight - scrollTop - clientHeight < NEAR;
-  }
-
-  _offerJump() {
-    this._jump.hidden = this._atBottom();
+    if (scrollHeight - scrollTop - clientHeight < NEAR) this._follow = true;
+    else if (scrollTop < this._top) this._follow = false;
+    this._top = scrollTop;
+    this._jump.hidden = this._follow;
   }
 }
 
