@@ -40,7 +40,9 @@ class Keys:
         self._clock = clock
         self._looked = clock()
         self._stamp = _stamp(file)
-        self._found: tuple[Key, ...] = tuple(keys.read(file)) if file is not None else ()
+        self._found: tuple[Key, ...] = ()
+        self._by_digest: dict[bytes, Key] = {}
+        self._take(keys.read(file) if file is not None else ())
 
     @property
     def required(self) -> bool:
@@ -55,12 +57,18 @@ class Keys:
         return same[0] if same else None
 
     def holds(self, key: Key) -> bool:
-        """`key`, found before, is still good, and good for the same."""
-        return any(each is key or each == key for each in self._all())
+        """`key`, found before, is still good, and good for the same. Its limits may be others."""
+        self._refresh()
+        now = self._by_digest.get(key.digest)
+        return now is not None and now.scopes == key.scopes
 
     def _all(self) -> tuple[Key, ...]:
         self._refresh()
         return self._plain + self._found
+
+    def _take(self, found: Sequence[Key]) -> None:
+        self._found = tuple(found)
+        self._by_digest = {key.digest: key for key in (*self._found, *self._plain)}
 
     def _refresh(self) -> None:
         if self._file is None or self._clock() - self._looked < LOOK:
@@ -71,7 +79,7 @@ class Keys:
             return
         self._stamp = stamp
         try:
-            self._found = tuple(keys.read(self._file))
+            self._take(keys.read(self._file))
         except BadKeys as fault:
             # A slip of an editor must neither lock everybody out nor let anybody in.
             log.error("%s; the keys read before stay", fault)  # noqa: TRY400 (no traceback: it is no crash)

@@ -131,6 +131,11 @@ def load(
     settings = Settings(**values)
     if settings.api_keys_file is not None:
         keys = tuple(line for line in _lines(settings.api_keys_file) if not line.startswith("#"))
+        if not keys:
+            raise Misconfigured(
+                f"api_keys_file {settings.api_keys_file} has no key in it, which would leave the server open;"
+                " write one a line, or leave the setting out"
+            )
         settings = replace(settings, api_keys=settings.api_keys + keys)
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise Misconfigured("tls_cert and tls_key go together; give both or neither")

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 from limits import RateLimitItemPerMinute
 from limits.aio.strategies import MovingWindowRateLimiter
@@ -75,9 +75,11 @@ class Gate:
         return caller
 
     def check(self, caller: Caller) -> None:
-        """Raises KeyWrong if the caller's key has been taken away or changed."""
+        """Raises KeyWrong if the caller's key has been taken away or is good for other things now."""
         if caller.key is not None and not self.keys.holds(caller.key):
-            raise KeyWrong("the key of this session was removed or changed; connect with another")
+            raise KeyWrong(
+                "the key of this session was removed or has other scopes now; connect with another"
+            )
 
     async def _key(self, connection: HTTPConnection, address: str) -> keys.Key:
         given = auth.presented(connection)
@@ -164,6 +166,12 @@ class Meter:
         self._gate = gate
         self._heard = 0
         self._counted = 0  # samples, in whole tenths of a second
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *fault: object) -> None:
+        await self.close()
 
     async def hear(self, samples: int) -> None:
         """More was heard. Raises RateLimited once nothing is left, KeyWrong when the key was taken away."""

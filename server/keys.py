@@ -194,7 +194,7 @@ def _write(path: Path, text: str) -> None:
         if path.exists():
             there = path.stat()
             os.chmod(made, there.st_mode & 0o777)
-            if os.geteuid() == 0:
+            if hasattr(os, "geteuid") and os.geteuid() == 0:
                 os.chown(made, there.st_uid, there.st_gid)  # the server may run as somebody else
         os.replace(made, path)
     except BaseException:

@@ -19,7 +19,7 @@ from server import auth, logs, uploads
 from server.context import Context, context
 from server.conversations import Conversation
 from server.errors import BadRequest, KeyMissing, RateLimited, Refused, classify, closing
-from server.gate import gate
+from server.gate import Meter, gate
 from server.keys import digest
 from server.limits import Caller
 from server.protocols.openai_realtime import Realtime, said
@@ -79,8 +79,18 @@ async def realtime(socket: WebSocket) -> None:
     try:
         meter = await gate(socket).open(socket, owner=owner)
     except (Refused, RateLimited) as fault:
+        with here.metrics.session("realtime") as ending:
+            ending.code(1008, begun=False)
         await _refuse(socket, fault)
         return
+    async with meter:
+        await _serve(socket, here, meter, configuration)
+
+
+async def _serve(
+    socket: WebSocket, here: Context, meter: Meter, configuration: Configuration | None
+) -> None:
+    offered = socket.scope.get("subprotocols", [])
     model = socket.query_params.get("model")
     if configuration is None:
         configuration = Configuration()
@@ -107,7 +117,6 @@ async def realtime(socket: WebSocket) -> None:
             ending.code(code, begun=conversation.begun)
     finally:
         here.working -= 1
-        await meter.close()
     log.info(
         "realtime session %s closed with %d after %.1f s",
         dialect.id,

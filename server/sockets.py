@@ -53,7 +53,10 @@ async def stream(socket: WebSocket) -> None:
     try:
         caller = await gate(socket).admit(socket, "transcribe")
     except (Refused, RateLimited) as fault:
-        await _last_words(socket, *explained(fault))
+        told, code = explained(fault)
+        with here.metrics.session("native") as ending:
+            ending.code(code, begun=False)
+        await _last_words(socket, told, code)
         return
     here.working += 1
     try:

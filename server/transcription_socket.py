@@ -10,10 +10,10 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from server import logs, sockets
-from server.context import context
+from server.context import Context, context
 from server.conversations import Conversation
 from server.errors import RateLimited, Refused, ScopeMissing, closing
-from server.gate import gate
+from server.gate import Meter, gate
 from server.protocols.faster_whisper_server import Endings, Transcript, parse
 from streaming.errors import InputError
 
@@ -23,9 +23,26 @@ log = logging.getLogger(__name__)
 async def transcribe(socket: WebSocket) -> None:
     """The socket."""
     here = context(socket)
-    settings = here.settings
     offered = socket.scope.get("subprotocols", [])
     await socket.accept(sockets.PROTOCOL if sockets.PROTOCOL in offered else None)
+    try:
+        meter = await gate(socket).open(socket)
+    except (Refused, RateLimited) as fault:
+        code, reason = 1008, "a valid API key is needed"
+        if isinstance(fault, RateLimited):
+            code = closing(fault)
+        if isinstance(fault, RateLimited | ScopeMissing):
+            reason = fault.message[:120]
+        with here.metrics.session("faster_whisper_server") as ending:
+            ending.code(code, begun=False)
+        await socket.close(code, reason)
+        return
+    async with meter:
+        await _serve(socket, here, meter)
+
+
+async def _serve(socket: WebSocket, here: Context, meter: Meter) -> None:
+    settings = here.settings
     try:
         request = parse(
             dict(socket.query_params),
@@ -34,15 +51,6 @@ async def transcribe(socket: WebSocket) -> None:
         )
     except InputError as fault:
         await socket.close(1008, fault.message[:120])
-        return
-    try:
-        meter = await gate(socket).open(socket)
-    except Refused as fault:
-        known = isinstance(fault, ScopeMissing)
-        await socket.close(1008, fault.message[:120] if known else "a valid API key is needed")
-        return
-    except RateLimited as fault:
-        await socket.close(closing(fault), fault.message[:120])
         return
     endings = Endings(
         settings.max_no_data_seconds,
@@ -59,7 +67,6 @@ async def transcribe(socket: WebSocket) -> None:
             ending.code(code, begun=conversation.begun)
     finally:
         here.working -= 1
-        await meter.close()
     log.info("transcription socket closed with %d after %.1f s", code, time.monotonic() - started)
 
 

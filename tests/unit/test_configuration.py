@@ -92,6 +92,9 @@ def test_a_file_that_is_no_text_is_said_to_be_none(tmp_path: Path) -> None:
         settings(config=str(file))
     with pytest.raises(Misconfigured, match="no text in UTF-8"):
         settings(api_keys_file=str(file))
+    file.write_text("# the keys come here\n\n")
+    with pytest.raises(Misconfigured, match="no key in it, which would leave the server open"):
+        settings(api_keys_file=str(file))
     file.write_text("[server]\nport = 1\n")
     with pytest.raises(Misconfigured, match="without tables"):
         settings(config=str(file))

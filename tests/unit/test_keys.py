@@ -135,6 +135,19 @@ def test_a_server_sees_what_changes_in_the_file(file: Path) -> None:
     assert server.find(second) == found
 
 
+def test_limits_may_change_under_a_stream_scopes_may_not(file: Path) -> None:
+    key = keys.add(file, "a", ["transcribe"], {"streams": 1})
+    server = Keys((), file, clock=Clock())
+    held = server.find(key)
+    assert held is not None
+    text = file.read_text("utf-8")
+    file.write_text(text.replace("streams = 1", "streams = 200"))
+    assert server.holds(held)
+    assert server.find(key) != held
+    file.write_text(text.replace('"transcribe"', '"manage"'))
+    assert not server.holds(held)
+
+
 def test_a_file_that_breaks_or_goes_keeps_the_keys_it_had(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
