@@ -42,6 +42,10 @@ LIVES = 2
 """Processes that a recording may use up: one that dies may have been killed by something else."""
 PIECE = 4 * RATE
 """Samples read at a time, where the reader does not say."""
+AHEAD = 2
+"""Pieces that are decoded while what came before is recognised."""
+BUFFER = 2**20
+"""Bytes on their way that the system is asked for; it may give less."""
 LONGEST = 16 * 2**20
 """Bytes of the longest message that is believed."""
 _FAULTS: dict[str, type[AudioError]] = {
@@ -95,6 +99,7 @@ class Nursery:
         self._start()
         ours, theirs = socket.socketpair()
         with theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
             for again in (True, False):
                 try:
                     assert self._control is not None
@@ -284,7 +289,8 @@ class Recording:
         self._probe = Probe(
             found["duration"], str(found["codec"]), int(found["rate"]), int(found["channels"])
         )
-        self._ask()
+        for _ in range(AHEAD):
+            self._ask()
         return self._probe
 
     async def _skip(self, count: int) -> None:
