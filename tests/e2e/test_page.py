@@ -764,6 +764,41 @@ def test_a_model_is_pulled_used_and_removed(
             clean(visit)
 
 
+def test_a_model_that_must_be_downloaded_first_is_told_with_its_progress(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, microphone: Path
+) -> None:
+    go = threading.Event()
+    with Hub(before_file=lambda: void(go.wait(60))) as hub:
+        hub.add("acme/toy-whisper", toy.build())
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        server = with_toy(offline=False, model_dir=tmp_path, default_model="acme/toy-whisper")
+        with running(server) as url, visiting(url, microphone) as visit:
+            page = visit.page
+            expect(page.locator("#status")).to_have_text("Ready")
+            told = re.compile(r"^Downloading the model: \d+ [kM]B of \d+ MB$")
+            page.click("#toggle")
+            expect(page.locator("#status")).to_have_text(told, timeout=PATIENCE)
+            page.click("#toggle")  # no time now
+            expect(page.locator("#status")).to_have_text("Ready")
+            page.click("nav a[href='#files']")
+            page.set_input_files("#picker", [SPEECH / "000-en.flac"])
+            expect(page.locator(".recording .state")).to_have_text(told, timeout=PATIENCE)
+            page.click("nav a[href='#live']")
+            page.click("#toggle")
+            expect(page.locator("#status")).to_have_text(told, timeout=PATIENCE)
+            go.set()
+            finished(page, 1)
+            assert word_errors(SPOKEN[0].text, visit.captions()[0]) <= 1
+            expect(page.locator(".recording .state")).to_have_text(
+                re.compile("^Done"), timeout=PATIENCE
+            )
+            clean(visit)
+
+
+def void(_: object) -> None:
+    pass
+
+
 def test_a_pull_that_fails_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with Hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)

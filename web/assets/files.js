@@ -8,8 +8,12 @@ import { confidence, copy, download, menu, short, words } from "./transcript.js"
 const PATIENCE = 5;
 
 export class Files {
-  /** `settings()` gives model, language and task, as they are when a file is added. */
-  constructor(root, settings) {
+  /**
+   * `settings()` gives model, language and task, as they are when a file is added; `fetched(model, onText, signal)`
+   * resolves once the server has the model.
+   */
+  constructor(root, settings, fetched) {
+    this._fetched = fetched;
     this._queue = root.querySelector("#queue");
     this._settings = settings;
     this._waiting = [];
@@ -40,7 +44,7 @@ export class Files {
   }
 
   add(files) {
-    const items = [...files].map((file) => new Recording(file, this._settings(), (again) => this._enqueue(again)));
+    const items = [...files].map((file) => new Recording(file, this._settings(), this._fetched, (again) => this._enqueue(again)));
     this._queue.prepend(...items.map(({ element }) => element));
     for (const item of items) this._enqueue(item);
   }
@@ -59,7 +63,8 @@ export class Files {
 }
 
 class Recording {
-  constructor(file, options, again) {
+  constructor(file, options, fetched, again) {
+    this._fetched = fetched;
     this._file = file;
     this._options = options;
     this._again = again;
@@ -122,6 +127,7 @@ class Recording {
     this._spans = [];
     this._text.replaceChildren();
     this.element.dataset.state = "working";
+    await this._fetched(this._options.model, (text) => this._progress(null, text), this._abort.signal);
     const form = new FormData();
     const { task, model, language } = this._options;
     if (model) form.append("model", model);

@@ -16,13 +16,14 @@ const STUBBORN = 4;
 export class Live {
   /**
    * `onState(state, text, lost)` with `idle`, `busy` or `listening`, and whether the connection is lost; `settings()`
-   * gives the form's values.
+   * gives the form's values; `fetched(model, onText, signal)` resolves once the server has the model.
    */
-  constructor({ captions, meter, figures, settings, onState, onChange, channel }) {
+  constructor({ captions, meter, figures, settings, fetched, onState, onChange, channel }) {
     this._captions = captions;
     this._meter = meter;
     this._figures = figures;
     this._settings = settings;
+    this._fetched = fetched;
     this._onState = onState;
     this._onChange = onChange;
     this._channel = channel;
@@ -55,6 +56,7 @@ export class Live {
     } else if (!this._capture) {
       // A question that nobody answers: forget it. A late answer is given back.
       this._asking += 1;
+      this._fetching?.abort();
       this._set("idle", "Ready");
     }
   }
@@ -75,8 +77,16 @@ export class Live {
     const { source, deviceId, echoCancellation, noiseSuppression, autoGainControl, ...options } = this._settings();
     this._silence = source === "tab" ? "Listening; nothing plays" : "No sound comes in. Is the microphone muted?";
     const question = source === "tab" ? "Choose what to share in the browser’s window" : "Waiting for the microphone: answer the browser’s question";
-    this._set("busy", question);
     const asking = (this._asking += 1);
+    this._set("busy", "Connecting …");
+    this._fetching = new AbortController();
+    try {
+      await this._fetched(options.model, (text) => this._set("busy", text), this._fetching.signal);
+    } catch {
+      return; // enough waited
+    }
+    if (asking !== this._asking) return;
+    this._set("busy", question);
     try {
       const capture =
         source === "tab" ? await openTab() : await openMicrophone({ deviceId, echoCancellation, noiseSuppression, autoGainControl });

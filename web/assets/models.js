@@ -211,12 +211,7 @@ export class Models {
   }
 
   async _pull(id) {
-    const response = await request(`api/pull/${path(id)}`, { method: "POST" });
-    if (response.status === 200) return;
-    for await (const line of lines(response)) {
-      if (line.status === "error") throw new Error(line.error.message);
-      if (line.total) this._set(id, { text: `${bytes(line.completed)} of ${bytes(line.total)}`, fraction: line.completed / line.total });
-    }
+    await pull(id, (text, fraction) => this._set(id, { text, fraction }));
   }
 
   _set(id, work) {
@@ -236,6 +231,16 @@ export class Models {
     this._rows.clear();
     this._root.removeAttribute("aria-busy");
     this._root.replaceChildren(told);
+  }
+}
+
+/** Have a model downloaded: `onProgress("43 MB of 148 MB", 0.29)` while it comes. Throws what went wrong. */
+export async function pull(id, onProgress, signal) {
+  const response = await request(`api/pull/${path(id)}`, { method: "POST", signal });
+  if (response.status === 200) return;
+  for await (const line of lines(response)) {
+    if (line.status === "error") throw new Error(line.error.message);
+    if (line.total) onProgress(`${bytes(line.completed)} of ${bytes(line.total)}`, line.completed / line.total);
   }
 }
 

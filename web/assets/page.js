@@ -4,7 +4,7 @@ import { Captions } from "./captions.js";
 import { Files } from "./files.js";
 import { Live } from "./live.js";
 import { Meter } from "./meter.js";
-import { Models } from "./models.js";
+import { Models, pull } from "./models.js";
 import { confidence, copy, download, menu } from "./transcript.js";
 import { base, json } from "./server.js";
 import { explain, show } from "./problems.js";
@@ -27,7 +27,7 @@ let defaultModel = null;
 // Views
 
 const views = ["live", "files", "models"];
-const files = new Files($("#files"), () => values($("#file-settings")));
+const files = new Files($("#files"), () => values($("#file-settings")), fetched);
 const models = new Models($("#models"), fillModels);
 
 function turn() {
@@ -43,6 +43,22 @@ function turn() {
 }
 
 addEventListener("hashchange", turn);
+
+/**
+ * Wait until a model is on the server, downloading it if need be; `onText` hears how far it is. A download that this
+ * page may not begin is left to the request that follows, which says why.
+ */
+async function fetched(model, onText, signal) {
+  const id = model || defaultModel;
+  const row = offered.find((each) => each.id === id);
+  if (!id || row?.downloaded || row?.loaded) return;
+  try {
+    await pull(id, (text) => onText(`Downloading the model: ${text}`), signal);
+    await models.refresh();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+  }
+}
 
 // Settings
 
@@ -179,6 +195,7 @@ const live = new Live({
   meter: new Meter($("#meter")),
   figures: { elapsed: $("#elapsed"), latency: $("#latency"), lag: $("#lag") },
   settings: () => values($("#settings")),
+  fetched,
   channel: captionsOnly ? null : channel,
   onChange: change,
   onState(state, text, lost = false) {
