@@ -168,7 +168,7 @@ class LocalEngine:
                 probe = await sound.open()
                 async with self._models.lease(entry.id) as executor:
                     length = None if probe.duration is None else probe.duration / RATE
-                    wait = executor.pace.wait(length)
+                    wait = executor.pace.wait(length, time.monotonic())
                     if wait > self._plan.max_wait:
                         raise _overloaded(
                             f"other recordings would keep this one waiting for {wait:.0f} s",
@@ -188,7 +188,7 @@ class LocalEngine:
         """See `Engine.refusal`."""
         if self._recordings < self._plan.max_recordings:
             return None
-        ends = [each.value.pace.next_end() for each in self._models.snapshot()]
+        ends = [each.value.pace.next_end(time.monotonic()) for each in self._models.snapshot()]
         return _overloaded(
             f"{self._recordings} recordings are at work or waiting, which is the limit",
             min([each for each in ends if each], default=5.0),

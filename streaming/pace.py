@@ -39,22 +39,24 @@ class Pace:
         """It is done, or given up."""
         self._left.pop(owner, None)
 
-    @property
-    def speed(self) -> float | None:
+    def speed(self, now: float) -> float | None:
         """Seconds of audio a second, of all recordings together; None while too little was done to tell."""
-        return self._audio / self._time if self._time >= ENOUGH and self._audio > 0 else None
+        time = self._time
+        if self._left:  # what is under way counts, too: it may be stuck
+            time += now - self._mark
+        return self._audio / time if time >= ENOUGH and self._audio > 0 else None
 
-    def wait(self, length: float | None) -> float:
+    def wait(self, length: float | None, now: float) -> float:
         """Seconds that a recording of `length` seconds would have to wait for others, at the speed of late; 0.0 if
         that is not known. As they take turns, a longer one counts only as far as it is at work beside this one."""
-        if (speed := self.speed) is None:
+        if (speed := self.speed(now)) is None:
             return 0.0
         return sum(self._beside(length)) / speed
 
-    def next_end(self) -> float:
+    def next_end(self, now: float) -> float:
         """Seconds until one of those at work is likely to be done; 0.0 if that is not known."""
         known = [left for left in self._left.values() if left is not None]
-        if (speed := self.speed) is None or not known:
+        if (speed := self.speed(now)) is None or not known:
             return 0.0
         return sum(self._beside(min(known))) / speed
 
