@@ -369,6 +369,10 @@ class Sockets(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         """ASGI's."""
+        if message["type"] == "websocket.close":
+            # A close frame has room for 123 bytes of reason, whatever a fault quotes.
+            cut = (message.get("reason") or "").encode()[:123].decode(errors="ignore")
+            message = {**message, "reason": cut}
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
             self.handshake_complete = True  # refused; uvicorn would take it for forgotten

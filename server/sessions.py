@@ -95,6 +95,8 @@ class Session:
         """Until when audio is still taken, once the server stops."""
         self.reason: Reason = "client"
         self.code = 1000
+        self.why = ""
+        """The code of the error that ended it, for the close frame."""
         self.ended = False
         """No more audio is taken."""
         self.gone = False
@@ -281,7 +283,7 @@ class Session:
             except (InputError, Overloaded, RateLimited) as fault:
                 # What came before the fault is good: the session says what is wrong, and then what it heard.
                 told, self.code = explained(fault)
-                self.reason, self.ended = "error", True
+                self.reason, self.why, self.ended = "error", told["code"], True
                 with suppress(Unread):
                     self.journal.put(told)
                 await self._stream.end()
@@ -305,6 +307,7 @@ class Session:
                 await self._stream.commit(marker)
             case Part(reason, code, told):
                 self.reason, self.code = reason, code
+                self.why = told["code"] if told is not None else reason
                 if told is not None:
                     self.journal.put(told)
                 await self._finish()
@@ -349,7 +352,7 @@ class Session:
 
     def _fail(self, last: dict[str, Any], code: int) -> None:
         """The stream cannot go on."""
-        self.code, self.ended = code, True
+        self.code, self.why, self.ended = code, last["code"], True
         self.journal.close(last)
         assert self._carrying is not None
         if asyncio.current_task() is not self._carrying:

@@ -133,7 +133,7 @@ class _Connection:
             await _last_words(self._socket, *self._last)
         elif self._heard_all:
             assert self._session is not None
-            await _close(self._socket, self._session.code)
+            await _close(self._socket, self._session.code, self._session.why)
             # The client may have lost the connection just before its last words: only its answer tells.
             parting = self._socket.scope.get("extensions", {}).get(PARTING)
             if parting is not None:
@@ -355,15 +355,15 @@ async def _last_words(socket: WebSocket, message: dict[str, Any], code: int) -> 
     with suppress(WebSocketDisconnect, RuntimeError, OSError, TimeoutError):
         async with asyncio.timeout(GOODBYE):
             await socket.send_text(unnumbered(message))
-    await _close(socket, code)
+    await _close(socket, code, message["code"])
 
 
-async def _close(socket: WebSocket, code: int) -> None:
+async def _close(socket: WebSocket, code: int, reason: str) -> None:
     """Close, unless the peer is gone already: it may go at any moment."""
     if socket.application_state is WebSocketState.CONNECTED:
         with suppress(WebSocketDisconnect, RuntimeError, OSError, TimeoutError):
             async with asyncio.timeout(GOODBYE):
-                await socket.close(code)
+                await socket.close(code, reason)
 
 
 ROUTES = [WebSocketRoute("/v1/audio/transcriptions/stream", stream)]

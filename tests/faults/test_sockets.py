@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
+from urllib.parse import quote
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -82,6 +83,7 @@ def test_messages_at_the_limit(server: Process, more: int) -> None:
         found = rest(stream)
     assert text(found) == spelt(said)
     assert stream.close_code == (1009 if more else 1000)
+    assert stream.close_reason == ("too_big" if more else "")
     assert [each["code"] for each in found if each["type"] == "error"] == (
         ["too_big"] if more else []
     )
@@ -389,6 +391,13 @@ def test_names_of_all_kinds(server: Process, name: str) -> None:
         assert [each["type"] for each in messages] == ["error"]
         assert len(messages[0]["message"]) < 1000
         assert code in (1008, 1011)
+        assert reason == messages[0]["code"]
+    for path in ("/v1/audio/transcriptions", "/v1/realtime"):
+        query = f"?model={quote(name * 20)[:6000]}&response_format={quote(name)[:1000]}"
+        with Socket(server.url, path + query) as stream:
+            stream.send(frame(TEXT, b"{"), frame(CLOSE, b"\x03\xe8"))
+            _, code, reason = stream.rest()
+        assert code in (1000, 1008)
         assert len(reason.encode()) <= 123
 
 
