@@ -527,7 +527,7 @@ class Session:
         )
 
     def _finish(self, utterance: _Utterance, final: Final) -> None:
-        utterance.outcome = replace(final, cut=utterance.cut, stream_language=self._language)
+        utterance.outcome = replace(final, cut=utterance.cut)
 
     def _settle(self, utterance: _Utterance, words: tuple[Word, ...]) -> None:
         self._settled += [word.end for word in words[utterance.settled :]]
@@ -538,9 +538,11 @@ class Session:
         while self._open and self._open[0].outcome is not None:
             utterance = self._open.popleft()
             assert utterance.outcome is not None
-            if isinstance(utterance.outcome, Final):
+            outcome = utterance.outcome
+            if isinstance(outcome, Final):
                 self._settle(utterance, utterance.words)
-            self._events.append(utterance.outcome)
+                outcome = replace(outcome, stream_language=self._language)
+            self._events.append(outcome)
             self._events.extend(utterance.markers)
         if self._ended and not self._open:
             self.finished = True

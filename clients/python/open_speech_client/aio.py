@@ -48,6 +48,8 @@ PATIENCE = 30.0
 """Seconds in which a broken connection must be back."""
 FIRST_DELAY, LAST_DELAY = 0.25, 4.0
 """Seconds between tries to come back; each is twice the one before, give or take a quarter."""
+SPREAD = 0.1
+"""Seconds within which the first try comes, by chance: a server that restarts had many clients."""
 
 
 def async_connect(
@@ -246,8 +248,9 @@ class AsyncStream:
                 delay, until = 0.0, now + self._patience
             else:
                 delay = min(LAST_DELAY, 2 * delay or FIRST_DELAY)
-            pause = max(wait or 0.0, delay * random.uniform(0.75, 1.25))
-            if now + pause >= until:
+            pause = delay * random.uniform(0.75, 1.25) or random.uniform(0, SPREAD)
+            pause = max((wait or 0.0) * random.uniform(1.0, 1.25), pause)
+            if self._patience <= 0 or now + pause >= until:
                 raise self._given_up(conversation.error)
             await asyncio.sleep(pause)
 
