@@ -1,6 +1,6 @@
 """The flight recorder: what live streams were sent, and all that was said and decided, in files that survive a crash.
 
-A file is lines of JSON. One that has ``bytes`` is followed by so many bytes of audio and a line break: people can read
+A file is lines of JSON. A `send` is followed by `bytes` bytes of audio and a line break: people can read
 it, and a program needs no library.
 
     {"flight": 1, "model": "toy", "options": {…}, …}

@@ -37,6 +37,7 @@ def run(settings: Settings) -> int:
     report.say("ok", f"open-speech {__version__}, Python {platform.python_version()}, {system}")
     _libraries(report)
     _gpu(report, settings)
+    _flights(report, settings)
     catalogue_fine = _catalogue(report, settings)
     if catalogue_fine:
         asyncio.run(_decode(report, settings))
@@ -88,6 +89,26 @@ def _gpu(report: _Report, settings: Settings) -> None:
     else:
         report.say(
             "fail", "libcublas.so.12 cannot be loaded", "pip install 'open-speech-server[cuda]'"
+        )
+
+
+def _flights(report: _Report, settings: Settings) -> None:
+    folder = settings.flight_dir
+    if folder is None:
+        return
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if os.access(there, os.W_OK):
+        kept = len(list(folder.glob("*.flight"))) if folder.is_dir() else 0
+        report.say(
+            "warn",
+            f"the flight recorder keeps what people say in {folder}, {kept} recordings so far",
+            "unset STT_FLIGHT_DIR when it is no longer needed",
+        )
+    else:
+        report.say(
+            "fail",
+            f"the flight recorder's folder {folder} cannot be written",
+            "set STT_FLIGHT_DIR to a folder of yours, or unset it",
         )
 
 
