@@ -267,12 +267,12 @@ class _Connection:
         self._sending = self._tasks.create_task(self._send(None))
 
     async def _admitted(self, opening: native.Opening) -> tuple[Stream, Meter]:
-        try:
-            return await self._begin(opening)
-        except Overloaded as full:
-            if not await self._make_room(full):
-                raise
-        return await self._begin(opening)
+        while True:  # another connection may take the place first; each round ends a session
+            try:
+                return await self._begin(opening)
+            except Overloaded as full:
+                if not await self._make_room(full):
+                    raise
 
     async def _begin(self, opening: native.Opening) -> tuple[Stream, Meter]:
         meter = await gate(self._socket).start(self._caller)

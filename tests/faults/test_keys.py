@@ -6,7 +6,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from server.keys import Scope
 from tests.drive import speak
 from tests.fakes import pcm, wav
 from tests.faults.process import FILES, PATIENCE, STREAM, Process, rest, serving, text, until, words
-from tests.faults.raw import ask
+from tests.faults.raw import BINARY, Socket, ask, frame, reset
 
 SOCKETS = (STREAM, FILES, "/v1/realtime")
 SCOPES: dict[str, list[Scope]] = {
@@ -411,3 +411,37 @@ def test_a_greedy_client() -> None:
                 beside.join()
             assert served
             assert set(served) == {200}
+
+
+@pytest.mark.quick
+@pytest.mark.fault(
+    "E17",
+    "streams of a limited client that are reset, refused or left half open, 25 of each kind",
+    "each gives its place back: the client has all its streams again",
+)
+@pytest.mark.parametrize("path", [STREAM + "?model=scripted", "/v1/realtime", FILES + "?model="])
+def test_places_of_streams_come_back(path: str) -> None:
+    """With a limit of two: connections that are reset at once, after a word, or opened with options that cannot be"""
+    with serving("--client-streams", "2", "--allow-origins", "https://friend.example") as server:
+        for number in range(25):
+            with suppress(AssertionError, ConnectionError):
+                reset(Socket(server.url, path).connection)
+            with suppress(AssertionError, ConnectionError):
+                socket = Socket(server.url, path)
+                socket.send(frame(BINARY, pcm(speak([number % 60]))))
+                reset(socket.connection)
+            with suppress(AssertionError, ConnectionError):
+                reset(
+                    Socket(server.url, path.partition("?")[0] + "?language=xx&model=no").connection
+                )
+        until(lambda: server.working() == 0)
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(Socket(server.url, path)) for _ in range(2)]
+            for socket in sockets:
+                if path == "/v1/realtime":
+                    assert b"session.created" in socket.receive()[1]
+                elif path.startswith(STREAM):
+                    assert b"ready" in socket.receive()[1]
+            said, code, _ = stack.enter_context(Socket(server.url, path)).rest()
+            assert code == 1013
+            assert path.startswith(FILES + "?") or "rate_limit_exceeded" in json.dumps(said)
