@@ -40,7 +40,9 @@ async def watch(here: Context, out: IO[str] | None = None) -> None:
             late = max(0.0, now - began - PAUSE)
             here.metrics.lateness.observe(late)
             if late >= STILL:
-                log.error("the event loop stood still for %.1f s; the stacks above say where", late)
+                log.warning(
+                    "the event loop stood still for %.1f s; the stacks above say where", late
+                )
                 faulthandler.cancel_dump_traceback_later()
                 quiet_until = max(quiet_until, now + AGAIN)
             if now - lags_at >= LAGS:

@@ -12,7 +12,9 @@ from streaming.observer import Observer
 from streaming.types import RATE, Spent
 
 ARRIVALS = 4096
-"""Messages remembered: minutes, and more than the lag at which senders are slowed down, whatever their length."""
+"""Messages remembered at most, however short they are."""
+KEPT = 60 * RATE
+"""Samples whose arrival is remembered: twice the lag at which senders are slowed down."""
 
 
 class Meter:
@@ -33,8 +35,9 @@ class Meter:
     def receive_audio(self, end: int, length: int, now: float) -> None:
         """`length` samples came, the last of them before sample `end`."""
         self._observer.heard(self._model, "stream", length / RATE)
-        if len(self._ends) >= ARRIVALS:
-            del self._ends[: ARRIVALS // 2], self._times[: ARRIVALS // 2]
+        half = len(self._ends) // 2
+        if half and (2 * half >= ARRIVALS or self._ends[half] < end - KEPT):
+            del self._ends[:half], self._times[:half]
         self._ends.append(end)
         self._times.append(now)
 

@@ -36,7 +36,7 @@ def test_a_loop_that_stands_still_is_told_with_the_stacks_once(
             await asyncio.gather(watching, return_exceptions=True)
         return (await here.metrics.text()).decode()
 
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.WARNING):
         found = series(asyncio.run(scenario()))
     stacks = (tmp_path / "stacks").read_text()
     assert stacks.count("Timeout") == 1

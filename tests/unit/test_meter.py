@@ -69,6 +69,13 @@ def test_audio_that_was_sent_at_once_counts_from_when_it_came() -> None:
     assert noted.delays == [("final", 0.5)]
 
 
+def test_a_long_stream_takes_no_more_memory_than_two_minutes_of_it() -> None:
+    meter = Meter(Noted(), "toy", 0)
+    for number in range(1, 3600 * 10):
+        meter.receive_audio(number * RATE // 10, RATE // 10, number / 10)
+    assert len(meter._ends) == len(meter._times) <= 1210
+
+
 def test_what_is_remembered_is_bounded_and_the_newest_is_exact() -> None:
     noted = Noted()
     meter = Meter(noted, "toy", 0)
