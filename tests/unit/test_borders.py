@@ -1,6 +1,8 @@
 """Which names and which pages a server without keys answers to."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from server.borders import Borders
@@ -154,3 +156,19 @@ def test_the_star_allows_every_page() -> None:
 
 def test_addresses_with_a_tail_are_no_addresses() -> None:
     assert not HERE.origin("http://[::1].evil.example:8100", "[::1]:8100")
+
+
+@given(st.text() | st.from_regex(r"[\[\]a-f0-9:.%@/?# -]*"), st.text() | st.none())
+def test_nothing_in_a_header_is_a_crash(one: str, other: str | None) -> None:
+    HERE.host(one)
+    HERE.origin(one, other)
+    HERE.site(Headers(raw=[(b"origin", one.encode("utf-8", "replace")), (b"host", b"localhost")]))
+
+
+@given(
+    st.from_regex(r"[a-z0-9.:\[\]-]{0,20}", fullmatch=True), st.sampled_from([".example", ".com"])
+)
+def test_no_name_of_the_internet_passes_whatever_is_before_it(start: str, end: str) -> None:
+    for host in (start + end, start + end + ":8100", start + end + "."):
+        assert not HERE.host(host) or host.startswith("speech.example.org")
+        assert not HERE.origin(f"http://{host}", "localhost:8100")
