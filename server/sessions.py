@@ -43,8 +43,9 @@ APART_BYTES = 64 * 2**20
 Reason: TypeAlias = Literal["client", "restart", "idle", "limit", "error"]
 """Why a session ended, as `end` tells it."""
 
-_MEDIA = ThreadPoolExecutor(4, thread_name_prefix="live media")
-# Containers are decoded here; only what one message completes, so that four threads serve many streams.
+_MEDIA = ThreadPoolExecutor(32, thread_name_prefix="live media")
+# Threads that wait for the processes in which containers are decoded: only for what one message completes, so that a few
+# serve many streams, and enough that some that hang hold nobody up.
 
 
 @dataclass(frozen=True, slots=True)

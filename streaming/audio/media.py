@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 30.0
 """Seconds that a process may take to open a file, or to decode a few seconds of it: a thousand times what it takes."""
+LIVE_PATIENCE = 10.0
+"""The same for a piece of a live stream, whose length is far below a second's."""
+LIVE_LIMIT = 7 * 86_400.0
+"""Seconds of audio by which a live stream's CPU time is measured out; how long it may last is the server's to say."""
 BIRTH = 10.0
 """Seconds until a process must be there; the first takes a third of one."""
 LIVES = 2
@@ -369,7 +373,7 @@ class Stream:
     piece: int | None = 16 * 2**10
 
     def __init__(self, patience: float | None = None) -> None:
-        self._patience = PATIENCE if patience is None else patience
+        self._patience = LIVE_PATIENCE if patience is None else patience
         self._process: _Process | None = None
         self._over = False
         self._closed = False
@@ -410,7 +414,7 @@ class Stream:
             try:
                 self._process.born(*self._receive())
                 there.settimeout(self._patience)
-                there.sendall(pack("l", {"limit": 0}))
+                there.sendall(pack("l", {"limit": LIVE_LIMIT}))
                 break
             except (_Died, OSError) as death:
                 self._process.close()

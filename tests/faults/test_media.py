@@ -93,6 +93,22 @@ def test_broken_files(reader: Process, family: str) -> None:
         assert reader.memory() - before < SMALL
 
 
+@pytest.mark.fault(
+    "A20", "fuzzing: a thousand files with wrong bytes", "400, or the sound that is there"
+)
+def test_a_thousand_mutations(reader: Process) -> None:
+    """from one to 160 bytes of a good file in each of 19 formats are changed, most of them in its head"""
+    files = list(hostile.mutated(54).items())
+    for at in range(0, len(files), 200):  # an honest stream beside each two hundred
+        with alive(reader), posting(reader) as post:
+            before = reader.memory()
+            for name, data in files[at : at + 200]:
+                answer = post(data)
+                assert answer.status_code in (200, 400, 413), (name, answer.text)
+            hears(post(hostile.good("wav")))
+            assert reader.memory() - before < SMALL
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("kind", [*hostile.LOSSLESS, "flac", "wav", "webm-pcm"])
 @pytest.mark.fault("A01", "any container that holds its samples exactly", "200 and every word")
