@@ -44,7 +44,7 @@ Reason: TypeAlias = Literal["client", "restart", "idle", "limit", "error"]
 """Why a session ended, as `end` tells it."""
 
 _MEDIA = ThreadPoolExecutor(32, thread_name_prefix="live media")
-# Threads that wait for the processes in which containers are decoded: only for what one message completes, so that a few
+# Threads that wait for the processes in which containers are decoded: only for what one message completes, so that few
 # serve many streams, and enough that some that hang hold nobody up.
 
 
