@@ -103,6 +103,8 @@ async def _transcribe(
                         segments.append(item)
                     case Progress(position, total):
                         bar.total = (total or position) / RATE
+                        if not bar.n:
+                            bar.refresh()  # how long it is, before anything of it is done
                         bar.update(position / RATE - bar.n)
                     case Summary():
                         return segments, item
