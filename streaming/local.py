@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -99,7 +101,9 @@ class LocalEngine:
         self._make_detector = detector
         self._detector: Detector | None = None
         self._ears: Ears | None = None
-        self._media = ThreadPoolExecutor(4, thread_name_prefix="media")  # finding the speech
+        self._media = ThreadPoolExecutor(
+            4, thread_name_prefix="media", initializer=_give_way
+        )  # finding the speech of recordings
         self._models: Residency[Executor] = Residency(
             self._load,
             Executor.close,
@@ -308,6 +312,12 @@ class LocalEngine:
             tasks=backend.capabilities.tasks,
         )
         return Executor(backend, info, device.workers, self._observer)
+
+
+def _give_way() -> None:
+    """On a thread that works for recordings: live work goes first. Only Linux has priorities for threads."""
+    if sys.platform == "linux":
+        os.nice(10)
 
 
 def _overloaded(what: str, wait: float) -> Overloaded:
