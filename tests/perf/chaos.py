@@ -44,6 +44,7 @@ from open_speech_client import (
     ConnectionLost,
     Final,
     OpenSpeechError,
+    Overloaded,
     Partial,
     Ready,
     Unreachable,
@@ -231,9 +232,10 @@ class Wire:
         line = _Line(writer, outward)
         self._lines.append(line)
         try:
-            await asyncio.gather(
-                line.carry(reader, outward, line.up), line.carry(inward, writer, line.down)
-            )
+            with suppress(asyncio.CancelledError):  # the wire is taken down
+                await asyncio.gather(
+                    line.carry(reader, outward, line.up), line.carry(inward, writer, line.down)
+                )
         finally:
             self._lines.remove(line)
             writer.transport.abort()
@@ -386,11 +388,16 @@ async def stream(url: str, speech: Speech, outcome: Outcome, start: float) -> No
 
 
 async def reach(stack: AsyncExitStack, url: str, language: str) -> AsyncStream:
-    """A stream that stands: the client comes back by itself once it was there, not before."""
+    """A stream that stands: the client comes back by itself once it was there, not before. Who is sent away because the
+    server has enough to do comes again when it says."""
     while True:
-        with suppress(Unreachable, ConnectionLost):
+        try:
             client = async_connect(url, reconnect=60.0, timeout=30.0, language=language)
             return await stack.enter_async_context(client)
+        except Overloaded as error:
+            await asyncio.sleep(error.retry_after or 1.0)
+        except (Unreachable, ConnectionLost):
+            pass
 
 
 async def call(url: str, speech: Speech, outcome: Outcome, start: float) -> None:
