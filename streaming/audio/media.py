@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import json
 import logging
-import math
 import os
 import select
 import signal
@@ -319,11 +318,11 @@ class Recording:
         except OSError as error:
             raise _Died("went away") from error
 
-    async def _receive(self, patience: float = math.inf) -> tuple[str, bytes]:
+    async def _receive(self, patience: float | None = None) -> tuple[str, bytes]:
         """The next message. Raises _Died, and the fault that the process found with the file."""
         assert self._process is not None
         there, loop = self._process.socket, asyncio.get_running_loop()
-        patience = min(patience, self._patience)
+        patience = self._patience if patience is None else patience
 
         async def exactly(size: int) -> bytes:
             data = bytearray(size)
@@ -409,7 +408,7 @@ class Stream:
     def _open(self) -> None:
         for lives in (1, 0):
             there = nursery.cell()
-            there.settimeout(min(BIRTH, self._patience))
+            there.settimeout(BIRTH)
             self._process = _Process(there)
             try:
                 self._process.born(*self._receive())

@@ -24,6 +24,8 @@ from tests.faults.process import FILES, PATIENCE, Process, rest, serving, spelt,
 from tests.faults.raw import dial
 
 SAID = spelt(hostile.SAID)
+SOON = {"streaming.audio.media.PATIENCE": 3.0, "streaming.audio.media.BIRTH": 5.0}
+"""Deadlines that tests wait for."""
 SMALL = 60 * 2**20
 """Bytes by which the server may have grown while it read hundreds of such files."""
 
@@ -32,7 +34,7 @@ SMALL = 60 * 2**20
 def reader() -> Iterator[Process]:
     """A server that takes recordings of two minutes."""
     flags = ("--max-audio-seconds", "120", "--max-upload-mb", "64")
-    with serving(*flags, faults={"streaming.audio.media.PATIENCE": 3.0}) as process:
+    with serving(*flags, faults=SOON) as process:
         yield process
         process.signal()
         assert process.wait() == 0, process.log
