@@ -110,8 +110,8 @@ class Scheduler:
     LATE = 1.0
     """Seconds that finals wait, smoothed, from which on no other stream should be taken: streams without partials show
     their load there alone."""
-    SLOWEST, SPEAKING = 1.0, 0.6
-    """Seconds between partials of a stream under load, and the share of its time in which somebody speaks."""
+    SPEAKING = 0.6
+    """Share of a stream's time in which somebody speaks."""
     BULK_SHARE = 0.1
     """Share of the work that recordings get even while streams would take it all."""
 
@@ -262,14 +262,14 @@ class Scheduler:
     def admit(self, now: float) -> float | None:
         """Take another stream: None, or why not: in so many seconds another try makes sense.
 
-        What streams wait decides. But those that came just now have asked for nothing yet: where all of them, at their
-        slowest, would need more than there is by what windows cost, they come one by one, so that the wait can tell.
+        What streams wait decides. But those that came just now have asked for nothing yet: where by what windows cost
+        not even a partial every `FULL` seconds is to be had for all, they come one by one, so that the wait can tell.
         """
         wait = max(self.wait(now), self.FULL / self.LATE * self.wait(now, Lane.FINAL))
         # Where one window takes long, waiting for two of them is no sign of too many streams.
         if wait > self.FULL * max(1.0, 2 * self._window):
             return min(2 * wait, 30.0)
-        need = self.live_streams * self._window * self.SPEAKING / self.SLOWEST
+        need = self.live_streams * self._window * self.SPEAKING / self.FULL
         if need > self.workers:
             pause = self._admitted + 16 / self.live_streams - now
             if pause > 0:

@@ -164,11 +164,12 @@ def test_twice_the_load_keeps_every_word_of_those_it_takes() -> None:
 
 
 def test_a_crowd_that_comes_at_once_is_taken_as_far_as_there_is_room() -> None:
-    taken, refused, _ = serve([(0.1, 20.0)] * 100, workers=2, window=0.1)
+    before = [(0.1, 8.0)] * 5  # what a window costs is known from them
+    taken, refused, _ = serve(before + [(5.0, 10.0)] * 100, workers=2, window=0.1)
     check(taken)
-    assert 40 <= len(taken) < 80  # what a window costs is only guessed yet
-    assert len(refused) == 100 - len(taken)
-    assert all(when < 0.2 for when, _ in refused)  # at once
+    assert 40 <= len(taken) < 80
+    assert len(refused) == 105 - len(taken)
+    assert all(5.0 <= when < 5.1 for when, _ in refused)  # at once
 
 
 def test_lag_tells_how_late_text_is() -> None:
@@ -183,5 +184,5 @@ def test_what_was_too_much_is_forgotten_when_it_is_over() -> None:
     later = [(40.0, 5.0)] * 10
     taken, refused, scheduler = serve(first + later, workers=2, window=0.1)
     check(taken)
-    assert all(when < 1.0 for when, _ in refused)
+    assert not refused
     assert scheduler.wait(100.0) == scheduler.wait(100.0, Lane.FINAL) == 0.0

@@ -285,12 +285,12 @@ def test_streams_that_came_at_once_are_followed_one_by_one_where_windows_cost_to
         scheduler.done(batch, 0.1)
     scheduler.live_streams = 10
     assert all(scheduler.admit(0) is None for _ in range(5))  # there is enough for all
-    scheduler.live_streams = 64
+    scheduler.live_streams = 128
     assert scheduler.admit(1) is None
     hint = scheduler.admit(1)
     assert hint is not None
     assert 1.0 < hint < 2.0
-    assert scheduler.admit(1 + 16 / 64) is None
+    assert scheduler.admit(1 + 16 / 128) is None
 
 
 def test_a_model_whose_windows_take_long_still_takes_a_second_stream() -> None:
