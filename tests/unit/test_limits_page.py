@@ -14,7 +14,7 @@ PLACES = ("server", "server.protocols", "streaming.audio")
 
 
 def rows() -> list[list[str]]:
-    text = PAGE.read_text("utf-8").partition("### Limits of requests")[2].partition("\n## ")[0]
+    text = PAGE.read_text("utf-8").partition("### Limits of requests\n")[2].partition("\n#")[0]
     found = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return found[1:]
 
