@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from server.settings import Settings
+from streaming.types import RATE
 
 PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"
-PLACES = ("server", "server.protocols", "streaming.audio")
+PLACES = ("server", "server.protocols", "streaming.audio", "streaming")
 
 
 def rows() -> list[list[str]]:
@@ -20,11 +21,14 @@ def rows() -> list[list[str]]:
 
 
 def constant(module: str, name: str) -> object:
+    """A constant of a module, or of a class in it."""
+    module, _, owner = module.partition(".")
     for place in PLACES:
         try:
-            return getattr(importlib.import_module(f"{place}.{module}"), name)
+            found = importlib.import_module(f"{place}.{module}")
         except ImportError:
             continue
+        return getattr(getattr(found, owner) if owner else found, name)
     raise AssertionError(f"there is no {module}")
 
 
@@ -34,7 +38,8 @@ def numbers(text: str) -> set[float]:
     found = set()
     for number, unit in re.findall(r"(\d[\d,]*)(?: (KiB|MiB|GiB|Ki|h|min)\b)?", text):
         value = float(number.replace(",", ""))
-        found |= {value, value * units.get(unit, 1), value * 1000}
+        scaled = value * units.get(unit, 1)
+        found |= {value, scaled, scaled * RATE, value * 1000}
     return found
 
 
