@@ -9,8 +9,6 @@ import pytest
 from tests.faults.process import Process
 from tests.faults.raw import BINARY, CLOSE, CONT, PING, PONG, TEXT, Socket, frame
 
-pytestmark = pytest.mark.quick
-
 KEEPALIVE = b'{"type": "keepalive"}'
 END = frame(TEXT, b'{"type": "end"}')
 
@@ -27,6 +25,7 @@ def pinged(socket: Socket) -> None:
     assert found == (PONG, b"still")
 
 
+@pytest.mark.quick
 @pytest.mark.fault(
     "C01a",
     "messages and pings of every length class",
@@ -101,6 +100,7 @@ WRONG = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.fault(
     "C01e", "frames that break the protocol", "close 1002 with a reason; no traceback"
 )
@@ -126,6 +126,7 @@ def test_lengths_that_cannot_be(server: Process, length: int) -> None:
     assert code in (1002, 1009)
 
 
+@pytest.mark.quick
 @pytest.mark.fault(
     "C01g", "fragments with pings between", "one message, and the pings answered at once"
 )
@@ -202,6 +203,7 @@ def test_text_cut_between_its_bytes(server: Process, text: str) -> None:
     assert code == 1000
 
 
+@pytest.mark.quick
 @pytest.mark.fault("C01j", "goodbyes of all kinds", "answered with the same code, then the end")
 @pytest.mark.parametrize(
     ("said", "answer"),

@@ -114,7 +114,6 @@ def test_an_answer_that_nobody_reads(server: Process) -> None:
 # Size
 
 
-@pytest.mark.quick
 @pytest.mark.fault("B03", "heads without end", "431 and the end after 64 KiB at most")
 @pytest.mark.parametrize(
     "line",
@@ -291,7 +290,6 @@ def test_requests_that_a_proxy_might_read_otherwise(server: Process, head: bytes
     assert answer.count(b"HTTP/1.1 ") == 1
 
 
-@pytest.mark.quick
 @pytest.mark.fault("B19", "what is no HTTP/1.1", "400 in the envelope, or a plain close")
 @pytest.mark.parametrize(
     "said",
@@ -310,7 +308,6 @@ def test_what_is_no_http(server: Process, said: bytes) -> None:
     assert not answer or envelope(answer, 400, 404, 505)
 
 
-@pytest.mark.quick
 @pytest.mark.fault("B18", "pipelined requests", "each is answered, in order")
 def test_pipelined_requests(server: Process) -> None:
     """200 requests in one write; the last closes"""
@@ -360,7 +357,6 @@ def test_ranges_and_conditions(server: Process, path: str, head: str) -> None:
         assert status(answer) in (200, 304)
 
 
-@pytest.mark.quick
 @pytest.mark.fault(
     "B20",
     "Expect: 100-continue",

@@ -253,7 +253,6 @@ def test_settings_that_will_not_do(flags: str, told: str) -> None:
     assert len(server.log.strip().splitlines()) <= 2, server.log
 
 
-@pytest.mark.quick
 @pytest.mark.fault("G23", "a port that is taken", "exit status 1 and one line; who has it goes on")
 def test_a_port_that_is_taken(server: Process) -> None:
     """A second server on the port of the first"""

@@ -117,7 +117,6 @@ def test_pieces_of_all_sizes(server: Process) -> None:
     together(40, act)
 
 
-@pytest.mark.quick
 @pytest.mark.fault(
     "D03", "commits without audio, doubled, 1000 in a row", "each marker comes back once, in order"
 )
@@ -164,7 +163,6 @@ def test_the_end_in_one_segment(server: Process, cut: int) -> None:
     assert code == 1000
 
 
-@pytest.mark.quick
 @pytest.mark.fault(
     "D05", "goodbye or FIN right behind `end`", "nothing is left over; what arrives is in order"
 )
@@ -287,7 +285,6 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.quick
 @pytest.mark.fault(
     "D14",
     "every option with every odd value",
@@ -306,7 +303,6 @@ def test_options_with_odd_values(server: Process, option: str) -> None:
         assert len(json.dumps(messages)) < 5000, value
 
 
-@pytest.mark.quick
 @pytest.mark.fault(
     "D15",
     "ten minutes of silence between two words",
@@ -374,7 +370,6 @@ def test_clients_that_leave(server: Process) -> None:
     until(lambda: server.working() == 1)
 
 
-@pytest.mark.quick
 @pytest.mark.fault("D19", "a session that keeps alive and never speaks", "no words; a clean end")
 def test_keepalive_only(server: Process) -> None:
     """500 keepalives, then `end`"""
@@ -414,7 +409,6 @@ def test_slips_between_words(server: Process) -> None:
     assert len([each for each in found if each["type"] == "error"]) == len(slips)
 
 
-@pytest.mark.quick
 @pytest.mark.fault(
     "D21",
     "samples that are no number, infinite, beyond full scale",
@@ -442,7 +436,6 @@ def test_samples_that_are_no_sound(server: Process, value: bytes) -> None:
     assert found[-1]["type"] == "end"
 
 
-@pytest.mark.quick
 @pytest.mark.fault(
     "D22", "all encodings and rates at once", "the same words from each, and bytes counted as sent"
 )

@@ -45,7 +45,6 @@ def flood(socket_: Socket, piece: bytes, most: int) -> int:
     return sent
 
 
-@pytest.mark.quick
 @pytest.mark.fault(
     "C03",
     "compression is offered, and used all the same",
@@ -364,7 +363,6 @@ def test_a_goodbye_that_is_not_answered(server: Process) -> None:
         until(lambda: server.working() == 1)
 
 
-@pytest.mark.quick
 @pytest.mark.fault(
     "C20",
     "names of 10 kB, control characters and markup in errors",
@@ -413,7 +411,6 @@ def test_audio_behind_the_handshake(server: Process) -> None:
     assert code == 1000
 
 
-@pytest.mark.quick
 @pytest.mark.fault("C22", "a client that closes its half", "noticed; nothing left over")
 def test_half_closed(server: Process) -> None:
     """FIN after the words, while the server still speaks"""
