@@ -248,7 +248,9 @@ class Control:
 
     def _talk(self) -> None:
         with (
-            connect(self._server.socket_url + "?partials=false", open_timeout=PATIENCE, max_queue=None) as socket,
+            connect(
+                self._server.socket_url + "?partials=false", open_timeout=PATIENCE, max_queue=None
+            ) as socket,
             httpx2.Client(base_url=self._server.url, timeout=PATIENCE, verify=False) as probe,
         ):
             assert json.loads(socket.recv(timeout=PATIENCE))["type"] == "ready"

@@ -47,7 +47,7 @@ def examples(count: int) -> settings:
 @pytest.fixture(scope="module")
 def fuzzed() -> Iterator[Process]:
     """A server that random input is thrown at; afterwards it is as it was."""
-    with serving("--resume-seconds", "5", faults=SHORT) as server:
+    with serving("--resume-seconds", "15", faults=SHORT) as server:
         with connect(server.socket_url) as stream:  # the model is loaded
             stream.send(pcm(speak([1])))
             stream.send('{"type": "end"}')
