@@ -193,7 +193,7 @@ class _Process:
         self._handle: int | None = None
         self._pid: int | None = None
 
-    def born(self, kind: str, body: bytes) -> None:
+    def born(self, kind: str, body: bytes | bytearray) -> None:
         """Take in its first message."""
         if kind != "h":
             raise _Unborn("began with something else")
@@ -318,13 +318,13 @@ class Recording:
         except OSError as error:
             raise _Died("went away") from error
 
-    async def _receive(self, patience: float | None = None) -> tuple[str, bytes]:
+    async def _receive(self, patience: float | None = None) -> tuple[str, bytes | bytearray]:
         """The next message. Raises _Died, and the fault that the process found with the file."""
         assert self._process is not None
         there, loop = self._process.socket, asyncio.get_running_loop()
         patience = self._patience if patience is None else patience
 
-        async def exactly(size: int) -> bytes:
+        async def exactly(size: int) -> bytearray:
             data = bytearray(size)
             view, have = memoryview(data), 0
             while have < size:
@@ -332,7 +332,7 @@ class Recording:
                 if not taken:
                     raise _Died("crashed or was killed")
                 have += taken
-            return bytes(data)
+            return data
 
         try:
             async with asyncio.timeout(patience):
@@ -482,14 +482,14 @@ def _closed(there: socket.socket) -> bool:
 _SENTENCE = "the audio cannot be decoded: the file {}; convert it to another format, such as flac, and send that"
 
 
-def _head(data: bytes) -> tuple[str, int]:
+def _head(data: bytes | bytearray) -> tuple[str, int]:
     kind, size = HEAD.unpack(data)
     if size > LONGEST:
         raise _Died("said what it should not")
     return kind.decode("ascii", "replace"), size
 
 
-def _fault(body: bytes) -> AudioError:
+def _fault(body: bytes | bytearray) -> AudioError:
     """What the process says is wrong with the file."""
     said: dict[str, Any] = json.loads(body)
     kind, message = str(said.get("kind")), str(said.get("message"))[:500]

@@ -31,7 +31,7 @@ import numpy as np
 
 from streaming.audio import files
 from streaming.audio.containers import Container
-from streaming.audio.messages import Gone, pack, receive
+from streaming.audio.messages import HEAD, Gone, pack, receive
 from streaming.audio.resample import Resampler
 from streaming.errors import AudioError
 from streaming.types import Samples
@@ -237,7 +237,8 @@ class _Fed(Container):
 
 
 def _samples(there: socket.socket, samples: Samples) -> None:
-    there.sendall(pack("s", np.ascontiguousarray(samples, np.float32).tobytes()))
+    there.sendall(HEAD.pack(b"s", 4 * len(samples)))
+    there.sendall(np.ascontiguousarray(samples, np.float32).data)
 
 
 # What a process gives up.
