@@ -83,6 +83,7 @@ class Heard:
     messages: list[tuple[float, dict]] = field(default_factory=list)
     commits: list[float] = field(default_factory=list)
     error: str = ""
+    refused: str = ""
 
 
 def compose(seed: int, seconds: float) -> Script:
@@ -153,6 +154,10 @@ async def listen(
         async with connect(
             f"{url}/v1/audio/transcriptions/stream?{query}", compression=None, max_queue=None
         ) as socket:
+            first = json.loads(await socket.recv())
+            if first["type"] == "error":
+                heard.refused = first["message"]
+                return heard
 
             async def read() -> None:
                 async for text in socket:
@@ -228,6 +233,9 @@ class Figures:
 
     def take(self, heard: Heard, endpointing: int | None) -> None:
         """Add one stream; `endpointing` in milliseconds, None where the client ends utterances."""
+        if heard.refused:
+            self.failed.append(f"refused: {heard.refused}")
+            return
         if heard.error:
             self.failed.append(heard.error)
         self.failed += [m["message"] for _, m in heard.messages if m["type"] == "error"]
