@@ -255,6 +255,9 @@ class Session:
             log.exception("stream %s failed", self.name)
         finally:
             await self._release()
+            # A cancelled TaskGroup remembers this frame in a circle, and would hold the stream's audio until the rare
+            # collection of old objects.
+            del self
 
     async def _carry(self) -> None:
         """Events of the engine into the journal, and the end after the last."""
