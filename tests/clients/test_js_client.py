@@ -139,30 +139,31 @@ def plain(finals: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("every", [3, 7, 15])
+@pytest.mark.parametrize("every", [0.7, 1.9, 4.0])
 def test_a_resumed_session_says_everything_once_and_as_if_nothing_had_happened(
-    url: str, tmp_path: Path, every: int
+    url: str, tmp_path: Path, every: float
 ) -> None:
+    """Cut whenever so many seconds of audio were sent."""
     size = len(sentences())
     options = {"words": True, "commitAt": size // 3}
     whole = stream(url, tmp_path, sentences(), **options)
     with wire(url) as proxy:
-        options |= {"pace": 10, "reconnect": {"least": 0.02}}
+        options |= {"pace": 10, "reconnect": {"least": 0.02}, "tell": int(every * 2 * RATE)}
         events: list[dict[str, Any]] = []
-        cuts = 0
         for event in following(proxy.url, tmp_path / "audio.pcm", options):
             events.append(event)
-            if len(events) % every == 0 and cuts < 10:
-                cuts += 1
+            if event["type"] == "sent":
                 proxy.cut()
-    assert cuts  # how many depends on how many partials there were
+    assert proxy.connections >= 3
     assert plain(of("final", events)) == plain(of("final", whole))
     assert [mark["marker"] for mark in of("marker", events)] == ["here"]
     assert len({ready["session"] for ready in of("ready", events)}) == 1
     assert of("end", events)[0]["received"] == size
-    # No number twice and none left out: what a cut swallowed has come with the next connection.
+    # No number twice and none left out: what a cut swallowed has come with the next connection. Only a commit that
+    # was sent twice, because nothing told that it had arrived, has two markers; the second is the client's business.
     numbers = [event["seq"] for event in events if "seq" in event and event["type"] != "ready"]
-    assert numbers == list(range(1, len(numbers) + 1))
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] - len(numbers) <= 1
     committed: dict[int, str] = {}
     for event in events:
         if event["type"] in ("partial", "final"):
@@ -215,9 +216,8 @@ def test_a_session_that_is_gone_goes_on_in_a_new_one(tmp_path: Path) -> None:
             events: list[dict[str, Any]] = []
             for event in following(proxy.url, tmp_path / "audio.pcm", options):
                 events.append(event)
-                if (event["type"], event.get("utterance")) == ("partial", 1) and not of(
-                    "connection", events[1:]
-                )[1:]:
+                second = (event["type"], event.get("utterance")) == ("speech_started", 1)
+                if second and proxy.connections == 1:
                     proxy.cut()
     assert len({ready["session"] for ready in of("ready", events)}) == 2
     assert not of("error", events)  # that the session is unknown is the client's business
@@ -242,7 +242,7 @@ def cut_twice(url: str, tmp_path: Path) -> None:
         wanted = 1  # cut in the middle of the second, and of the third utterance
         for event in following(proxy.url, file, options):
             events.append(event)
-            if event["type"] == "partial" and event["utterance"] == wanted and wanted < 3:
+            if (event["type"], event.get("utterance")) == ("speech_started", wanted) and wanted < 3:
                 wanted += 1
                 proxy.cut()
         assert proxy.connections == 3

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 
 const [module, url, file, given] = process.argv.slice(2);
 const { connect } = await import(module);
-const { size = 3200, pace = 0, commitAt = null, ...options } = JSON.parse(given);
+const { size = 3200, pace = 0, commitAt = null, tell = 0, ...options } = JSON.parse(given);
 const say = (event) => console.log(JSON.stringify(event));
 try {
   const stream = await connect(url, options);
@@ -14,6 +14,7 @@ try {
     for (let at = 0; at < audio.length; at += size) {
       await stream.send(audio.subarray(at, at + size));
       if (commitAt !== null && at <= commitAt && commitAt < at + size) stream.commit("here");
+      if (tell && Math.floor((at + size) / tell) > Math.floor(at / tell)) say({ type: "sent" });
       if (pace) await new Promise((resolve) => setTimeout(resolve, pace));
     }
     const ended = stream.end();
