@@ -103,6 +103,8 @@ class Scheduler:
     """Batches after which one of several windows is tried, where they were not worth it."""
     BUDGET = 0.12
     """Seconds a batch may take, if one window takes less than half of it."""
+    FELT = 0.1
+    """Seconds that partials wait, smoothed, from which on recordings get their share and no more."""
     CROWDED = 0.5
     """Seconds that partials wait, smoothed, from which on decoding ahead of the endpoint is a luxury."""
     FULL = 2.0
@@ -294,7 +296,8 @@ class Scheduler:
             if total > 1.0 and self._served[True] < self.BULK_SHARE * total:
                 return Lane.BULK
         # A long window that begins beside a live decode takes the core that the next live one would have.
-        bulk_may = bulk_may and not (self.live_streams and bulk_running < len(self._running))
+        if self.live_streams and (bulk_running < len(self._running) or self._delay > self.FELT):
+            bulk_may = False
         for lane in Lane:
             if self._waiting[lane] and (lane is not Lane.BULK or bulk_may):
                 return lane

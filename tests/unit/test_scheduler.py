@@ -253,6 +253,26 @@ def test_recordings_do_not_begin_beside_a_live_decode_unless_they_starve() -> No
     assert taken(scheduler.take(0)) == ["stream"]
 
 
+def test_recordings_get_their_tenth_and_no_more_while_partials_wait() -> None:
+    scheduler = Scheduler(2, 1)
+    scheduler.live_streams = 2
+    now, bulk, total = 0.0, 0.0, 0.0
+    for turn in range(300):
+        scheduler.add(job("file", Lane.BULK, key="30 s"), now)
+        for owner in ("a", "b"):
+            scheduler.add(job(owner, Lane.PARTIAL), now - 0.4)
+        while (batch := scheduler.take(now)) is not None:
+            if turn > 100:
+                bulk += 0.2 if batch.lane is Lane.BULK else 0.0
+                total += 0.2
+            scheduler.add(job("c", Lane.PARTIAL), now - 0.4)  # somebody always waits
+            scheduler.done(batch, 0.2)
+            if batch.lane is Lane.BULK or taken(batch) == ["c"]:
+                break
+        now += 0.4
+    assert 0.05 < bulk / total < 0.15
+
+
 def test_recordings_are_decoded_a_window_at_a_time_beside_streams() -> None:
     scheduler = learned(workers=2, seconds=0.2)
     for _ in range(6):
