@@ -544,6 +544,8 @@ class Session:
                 outcome = replace(outcome, stream_language=self._language)
             self._events.append(outcome)
             self._events.extend(utterance.markers)
+            # A job that is not wanted any more would hold its audio in a circle with its utterance.
+            utterance.partial = utterance.final = None
         if self._ended and not self._open:
             self.finished = True
 

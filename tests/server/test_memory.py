@@ -8,6 +8,7 @@ import pytest
 import websockets
 
 from streaming.local import LocalStream
+from streaming.scheduler import Job
 from streaming.timeline import Timeline
 from tests.drive import speak
 from tests.fakes import pcm
@@ -17,7 +18,7 @@ NATIVE, REALTIME = "/v1/audio/transcriptions/stream?sample_rate=16000", "/v1/rea
 
 
 def held() -> int:
-    return sum(isinstance(each, LocalStream | Timeline) for each in gc.get_objects())
+    return sum(isinstance(each, LocalStream | Timeline | Job) for each in gc.get_objects())
 
 
 @pytest.mark.parametrize(
