@@ -93,7 +93,7 @@ def test_a_signal_in_mid_word(number: signal.Signals) -> None:
         uploads = [threading.Thread(target=upload) for _ in range(4)]
         for each in uploads:
             each.start()
-        until(lambda: server.open() >= 24 + 20)
+        until(lambda: server.open() >= 24 + 20 or bool(answers))
         server.signal(number)
         for stream in streams:
             found = rest(stream)
@@ -103,8 +103,11 @@ def test_a_signal_in_mid_word(number: signal.Signals) -> None:
             assert stream.close_code == 1012
         for each in uploads:
             each.join()
-        assert [answer.status_code for answer in answers] == [200] * 4
-        assert {len(answer.json()["text"].split()) for answer in answers} == {400}
+        # One that had not begun is refused; one that had is heard to its end.
+        assert {answer.status_code for answer in answers} <= {200, 503}
+        taken = [answer for answer in answers if answer.status_code == 200]
+        assert taken
+        assert {len(answer.json()["text"].split()) for answer in taken} == {400}
         assert server.wait() == 0, server.log
         assert "Traceback" not in server.log
         until(lambda: all(map(gone, children)))
