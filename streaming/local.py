@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -286,10 +287,14 @@ class LocalEngine:
         device = self._plan.device
         backend: WindowBackend | StepBackend
         if self._plan.runners:
-            backend = hosted = await asyncio.to_thread(
-                remote.load, loader, key, path, device, self._plan.decode_timeout
-            )
-            hosted.restarted = lambda: self._observer.restarted(key)
+            stop = threading.Event()
+            try:
+                backend = await asyncio.to_thread(
+                    remote.load, loader, key, path, device, self._plan.decode_timeout, stop
+                )
+            except asyncio.CancelledError:
+                stop.set()  # else the thread would wait for what nobody wants any more
+                raise
         else:
             backend = await asyncio.to_thread(loader.load, path, device)
         if device.kind == "cuda" and not self._plan.runners:

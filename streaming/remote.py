@@ -59,6 +59,8 @@ T = TypeVar("T", Decoded, Done, Opened, Stepped)
 
 LOADING = 900.0
 """Seconds that loading may take: a large model from a slow disk, or a driver that translates kernels first."""
+GLANCE = 0.2
+"""Seconds between two looks at whether the model is still wanted while it loads."""
 PULSE, SILENCE = 5.0, 20.0
 """Seconds of a decode after which its process is asked for a sign of life, and that it has to give one."""
 ATTEMPTS = 3
@@ -116,63 +118,87 @@ class _Life:
 
 
 def load(
-    loader: Loader, model: str, path: Path, device: Device, patience: float = 300.0
+    loader: Loader,
+    model: str,
+    path: Path,
+    device: Device,
+    patience: float = 300.0,
+    stop: threading.Event | None = None,
 ) -> RemoteBackend:
-    """What `loader` loads, in a process of its own; on a GPU it has passed its self-test. Blocks.
+    """What `loader` loads, in a process of its own; on a GPU it has passed its self-test. Blocks, until `stop` is set.
 
     A decode that takes longer than `patience` seconds is taken for hung. Raises ModelUnavailable.
     """
     request = Load(type(loader).__module__, model, str(path), device)
-    life, loaded = _begin(request)
+    life, loaded = _begin(request, stop or threading.Event())
     kind = RemoteSteps if loaded.steps else RemoteBackend
     return kind(loader, request, life, loaded, patience)
 
 
-def _begin(request: Load) -> tuple[_Life, Loaded]:
-    pairs = [socket.socketpair() for _ in range(1 + request.device.workers)]
-    theirs = [theirs for _, theirs in pairs]
-    numbers = [each.fileno() for each in theirs]
-    process = subprocess.Popen(
-        # -P: nothing of the folder that the server happens to run in.
-        [sys.executable, "-P", "-m", "streaming.runner", *map(str, numbers)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=numbers,
-        env=_environment(),
-        start_new_session=True,  # a Ctrl-C in the terminal is for the server alone
-    )
-    for each in theirs:
-        each.close()
-    told: deque[str] = deque(maxlen=20)
-    listener = threading.Thread(
-        target=_listen, args=(process, request.model, told), name="runner log", daemon=True
-    )
-    listener.start()
-    control, *others = (Channel(ours) for ours, _ in pairs)
-    life = _Life(process, control, others, told, listener)
+def _begin(request: Load, stop: threading.Event) -> tuple[_Life, Loaded]:
+    """A process with the model in memory. Raises ModelUnavailable, and ModelGone once `stop` is set."""
+    life = _born(request)
     try:
-        control.send(request)
-        if not control.wait(LOADING):
-            raise ModelUnavailable(
-                f"model {request.model} was not loaded after {LOADING:g} s; see the server's log"
-            )
-        reply = control.reply()
+        life.control.send(request)
+        until = time.monotonic() + LOADING
+        while not life.control.wait(GLANCE):
+            if stop.is_set():
+                raise ModelGone(f"model {request.model} was unloaded while it was being loaded")
+            if time.monotonic() > until:
+                raise ModelUnavailable(
+                    f"model {request.model} was not loaded after {LOADING:g} s; see the server's log"
+                )
+        reply = life.control.reply()
         if isinstance(reply, Failure):
             raise _error(reply)
     except Broken:
-        process.kill()
+        life.process.kill()
         why = life.last_words
         life.end()
         raise ModelUnavailable(
             f"model {request.model} cannot be loaded: its process {why}; see the server's log"
         ) from None
     except BaseException:
-        process.kill()
+        life.process.kill()
         life.end()
         raise
     assert isinstance(reply, Loaded)
     return life, reply
+
+
+def _born(request: Load) -> _Life:
+    pairs: list[tuple[socket.socket, socket.socket]] = []
+    try:
+        for _ in range(1 + request.device.workers):
+            pairs.append(socket.socketpair())
+        numbers = [theirs.fileno() for _, theirs in pairs]
+        process = subprocess.Popen(
+            # -P: nothing of the folder that the server happens to run in.
+            [sys.executable, "-P", "-m", "streaming.runner", *map(str, numbers)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=numbers,
+            env=_environment(),
+            start_new_session=True,  # a Ctrl-C in the terminal is for the server alone
+        )
+    except OSError as error:
+        for ours, _ in pairs:
+            ours.close()
+        raise ModelUnavailable(
+            f"model {request.model} cannot be loaded: the system gives it no process"
+            f" ({error.strerror}); free memory, or allow more processes and open files"
+        ) from error
+    finally:
+        for _, theirs in pairs:
+            theirs.close()
+    told: deque[str] = deque(maxlen=20)
+    listener = threading.Thread(
+        target=_listen, args=(process, request.model, told), name="runner log", daemon=True
+    )
+    listener.start()
+    control, *others = (Channel(ours) for ours, _ in pairs)
+    return _Life(process, control, others, told, listener)
 
 
 def _environment() -> dict[str, str]:
@@ -214,7 +240,7 @@ class RemoteBackend:
         self._patience = patience
         self._load = load
         self._life: _Life | None = life
-        self._closed = False
+        self._stop = threading.Event()
         self._deaths = 0  # since the last answer
         self._resting = 0.0  # until when the model is given up
         self._excuse = ""
@@ -253,21 +279,23 @@ class RemoteBackend:
                 try:
                     return self._ask(life, question, audio, Decoded).hypotheses
                 except Broken:
-                    self._mourn(life)
+                    self._mourn(life, blamed=attempt == 0)
+            if len(windows) > 1:
+                break  # it may be the fault of one of them: whoever asked tries each
         raise BackendError(
             "the recogniser's process died each time it heard this audio; see the server's log"
         )
 
     def interrupt(self) -> None:
         """End the process now; what it has at work fails with ModelGone."""
-        self._closed = True
+        self._stop.set()
         life = self._life
         if life is not None:
             life.process.kill()
 
     def close(self) -> None:
         """End the process: all its memory is free on return."""
-        self._closed = True
+        self._stop.set()
         with self._birth:
             life, self._life = self._life, None
         if life is not None:
@@ -280,16 +308,20 @@ class RemoteBackend:
             channel.send(question, audio)
             self._await(life, channel)
             reply = channel.reply()
-        except Broken:
+        except Exception as error:
             channel.close()
-            raise
+            if not isinstance(error, Broken):
+                log.exception("the process of model %s cannot be understood", self._load.model)
+                life.process.kill()
+            raise Broken from error
         life.idle.append(channel)
         if isinstance(reply, Failure):
             if reply.fatal:
                 log.error("the process of %s cannot go on: %s", self._load.model, reply.message)
                 raise Broken
             raise _error(reply)
-        self._deaths = 0
+        if kind in (Decoded, Stepped):
+            self._deaths = 0
         assert isinstance(reply, kind)
         return reply
 
@@ -334,7 +366,7 @@ class RemoteBackend:
     def _live(self) -> _Life:
         """The process, started if there is none. Raises ModelGone, ModelUnavailable."""
         with self._birth:
-            if self._closed:
+            if self._stop.is_set():
                 raise ModelGone(f"model {self._load.model} was unloaded; ask again to load it")
             if self._life is not None:
                 return self._life
@@ -351,14 +383,16 @@ class RemoteBackend:
             if wait > 0:
                 raise ModelUnavailable(f"{self._excuse}; it is tried again in {math.ceil(wait)} s")
             if self._deaths > 1:
-                time.sleep(PAUSE * 2**self._deaths)
+                self._stop.wait(PAUSE * 2**self._deaths)
             try:
-                return _begin(self._load)[0]
+                return _begin(self._load, self._stop)[0]
+            except ModelGone:
+                raise
             except ModelUnavailable as error:
                 self._died(error.message)
 
-    def _mourn(self, life: _Life) -> None:
-        """`life` is over."""
+    def _mourn(self, life: _Life, *, blamed: bool = True) -> None:
+        """`life` is over. Not `blamed` for it is the process that a suspect was alone with."""
         with self._birth:
             if self._life is not life:
                 return  # another call noticed first
@@ -368,15 +402,15 @@ class RemoteBackend:
             life.process.kill()
             why = life.last_words
             life.end()
-            if self._closed:
+            if self._stop.is_set():
                 raise ModelGone(
                     f"model {self._load.model} was unloaded while in use; ask again to load it"
                 )
-            self._died(f"the process of model {self._load.model} {why}")
+            self._died(f"the process of model {self._load.model} {why}", blamed=blamed)
 
-    def _died(self, how: str) -> None:
+    def _died(self, how: str, *, blamed: bool = True) -> None:
         log.error(how)
-        self._deaths += 1
+        self._deaths += blamed
         if self._deaths >= DEATHS:
             self._deaths = DEATHS - 1  # one more chance after the rest
             self._excuse = f"{how}; these were {DEATHS} deaths in a row"

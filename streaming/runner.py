@@ -14,7 +14,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -123,8 +122,8 @@ def _failure(error: Exception, otherwise: type[OpenSpeechError]) -> Failure:
 
 
 def _serve(channel: Channel, answer: Callable[[Request, Samples], Reply]) -> None:
-    """Answer until the other end is gone."""
-    with suppress(Broken):
+    """Answer until the other end is gone. Whatever else goes wrong here ends the process: the server replaces it."""
+    try:
         while True:
             request, audio = channel.request()
             try:
@@ -135,6 +134,11 @@ def _serve(channel: Channel, answer: Callable[[Request, Samples], Reply]) -> Non
             channel.send(reply)
             if isinstance(reply, Failure) and reply.fatal:
                 os._exit(70)
+    except Broken:
+        return
+    except BaseException:
+        log.exception("a channel cannot go on")
+        os._exit(70)
 
 
 def main(descriptors: list[int]) -> None:

@@ -49,8 +49,10 @@ INTERVAL = RATE // 5
 """New speech between partial decodes while the device is idle: 200 ms."""
 SURE = 0.8
 """Language probability of a detection that counts towards the lock."""
-STUMBLES = 2
+STUMBLES = 1
 """Partial decodes of an utterance that may fail before no more are asked for: what kills a recogniser does it again."""
+BEGINNINGS = 3
+"""Times that a step recogniser may begin the last decode of an utterance: its process may die for others' reasons."""
 CONTEXT_WORDS = 24
 """Words of scrolled-out text that a decode is told: enough for style, too few to carry a mistake far."""
 
@@ -72,7 +74,7 @@ class _Utterance:
     fed: int | None = (
         None  # step recognisers: end of the audio heard; None: to be begun, maybe anew
     )
-    begun_again: bool = False  # step recognisers: the last step failed once
+    beginnings: int = 1  # step recognisers: the last step failed so many times, and once more
     stumbles: int = 0  # partial decodes that failed; of a step recogniser, since the last success
     pause: int | None = (
         None  # step recognisers: where speech may have ended; nothing after it is fed
@@ -425,9 +427,9 @@ class Session:
         utterance.final = None
         result = job.result
         if not isinstance(result, Hypothesis):
-            if self._steps and not utterance.begun_again:
+            if self._steps and utterance.beginnings < BEGINNINGS:
                 # Its state is lost with it; the audio is not.
-                utterance.begun_again, utterance.fed = True, None
+                utterance.beginnings, utterance.fed = utterance.beginnings + 1, None
                 self._ask_last(utterance)
                 return
             error = result if isinstance(result, OpenSpeechError) else BackendError(str(result))

@@ -2,7 +2,7 @@
 
 Before ``w62``, ``w60`` aborts the process, ``w59`` does so once if the model's folder holds a file `once`, ``w58`` hangs,
 ``w57`` finds the device's memory full, ``w56`` breaks the device for good, ``w55`` raises what nobody foresaw. A folder with
-a file `stillborn` aborts while it loads, one with a file `dumb` raises.
+a file `stillborn` aborts while it loads, one with a file `dumb` raises, one with a file `endless` never comes to an end.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ class _Loader:
         if (path / "stillborn").exists():
             print("Unable to load any of {libcudnn_ops.so.9, libcudnn_ops.so}", flush=True)
             os.abort()
+        if (path / "endless").exists():
+            threading.Event().wait()
         if (path / "dumb").exists():
             raise ValueError("no such arithmetic")
         steps = (path / "scripted").read_text("utf-8").strip() == "steps"

@@ -33,11 +33,18 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Processes with the deadly recogniser; all have to be gone in the end."""
     begun: list[RemoteBackend] = []
 
-    def start(*files: str, steps: bool = False, patience: float = 60.0) -> RemoteBackend:
+    def start(
+        *files: str,
+        steps: bool = False,
+        patience: float = 60.0,
+        stop: threading.Event | None = None,
+    ) -> RemoteBackend:
         (tmp_path / "scripted").write_text("steps" if steps else "")
         for name in files:
             (tmp_path / name).touch()
-        begun.append(remote.load(deadly.LOADER, "deadly", tmp_path, Device(workers=2), patience))
+        begun.append(
+            remote.load(deadly.LOADER, "deadly", tmp_path, Device(workers=2), patience, stop)
+        )
         return begun[-1]
 
     yield start
@@ -116,6 +123,18 @@ def test_audio_that_kills_is_refused_and_its_neighbours_are_not(
             deadly_one.result(60)
         assert [each.result(60) for each in others] == [_spoken(word) for word in range(20)]
     assert backend.restarts <= remote.ATTEMPTS
+
+
+def test_a_deadly_window_of_a_batch_is_left_to_whoever_can_try_each(start: Start) -> None:
+    backend = start()
+    windows = [Window(speak(said), Decoding(align=True)) for said in ((1, 2), (60, 62))]
+    with pytest.raises(BackendError):
+        backend.decode(windows)
+    assert backend.decode(windows[:1])[0].text == _spoken(1, 2)
+    for _ in range(3 * remote.DEATHS):  # what dies alone dies of itself: the model is not given up
+        with pytest.raises(BackendError, match="each time it heard this audio"):
+            backend.decode(windows[1:])
+        assert _says(backend, 3) == _spoken(3)
 
 
 def test_a_crash_loop_ends_in_a_clear_error_and_is_tried_again_after_a_rest(
@@ -201,6 +220,32 @@ def test_faults_of_the_device_are_told_and_a_broken_one_gets_a_new_process(start
 def test_a_model_that_cannot_be_loaded_says_why(start: Start, file: str, told: str) -> None:
     with pytest.raises(ModelUnavailable, match=told):
         start(file)
+
+
+def test_a_load_that_nobody_wants_any_more_ends(start: Start) -> None:
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    with pytest.raises(ModelGone, match="while it was being loaded"):
+        start("endless", stop=stop)
+
+
+def test_unloading_ends_a_process_that_is_being_replaced(start: Start, tmp_path: Path) -> None:
+    backend = start()
+    (tmp_path / "endless").touch()
+    assert backend.pid is not None
+    os.kill(backend.pid, signal.SIGKILL)
+    threading.Timer(1.0, backend.interrupt).start()
+    with pytest.raises(ModelGone):
+        _says(backend, 1)
+
+
+def test_a_system_without_processes_says_so(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(remote.subprocess, "Popen", refuse)
+    with pytest.raises(ModelUnavailable, match=r"gives it no process.*allow more processes"):
+        start()
 
 
 def test_unloading_ends_calls_and_process(start: Start) -> None:

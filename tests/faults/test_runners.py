@@ -222,6 +222,24 @@ def test_an_utterance_that_harms(mortal: Process, word: int, told: str) -> None:
         assert recording(mortal, [5, 6]).json()["text"] == "w5 w6"
 
 
+@pytest.mark.fault(
+    "P16", "audio that kills the recogniser, beside speech", "it fails; nobody else loses a word"
+)
+def test_deadly_audio_beside_speech() -> None:
+    """four streams speak, a fifth says what aborts the recogniser, three times, with partials; the crash limits as they are"""
+    with serving(DEADLY="1") as server, survives(server):
+        talkers = [Talker(server, speech(first, 5)) for first in range(4)]
+        with connect(server.socket_url, open_timeout=PATIENCE) as socket:
+            for _ in range(3):
+                socket.send(pcm(speak([1, 60, 62, 3, 0.7])))
+            socket.send('{"type": "end"}')
+            messages = rest(socket)
+        assert sum(each["type"] == "error" for each in messages) == 3
+        assert messages[-1]["type"] == "end"
+        for each in talkers:
+            each.check()
+
+
 @pytest.mark.fault("P09", "a decode hangs", "cut at STT_DECODE_TIMEOUT; the others are heard")
 def test_a_decode_that_hangs() -> None:
     """a word at which the recogniser waits for ever, with a limit of 1 s"""
@@ -356,3 +374,30 @@ def test_a_signal_to_everybody(number: int) -> None:
         assert text(messages) == "w1 w2 w3"
         assert server.wait() == 0, server.log
         assert "SIG" not in server.log
+
+
+@pytest.mark.fault("P17", "a second signal while a model loads or hangs", "the server ends at once")
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_second_signal(tmp_path: Path, loads: bool) -> None:
+    """two SIGTERM while a model never comes to an end of loading, or of a decode, with a request that waits for it"""
+    for name in ("scripted", "endless") if loads else ("scripted",):
+        (tmp_path / name).touch()
+    with serving("--model", f"mine={tmp_path}", DEADLY="1") as server:
+
+        def ask() -> None:
+            with suppress(httpx2.HTTPError):
+                files = {"file": ("a.wav", wav(speak([58, 62])))}
+                httpx2.post(server.url + FILES, files=files, data={"model": "mine"}, timeout=60)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        if loads:
+            until(lambda: "mine" in server.get("/api/ps").text or server.working() == 1)
+        else:
+            runner(server, "mine")
+        time.sleep(0.5)
+        server.signal()
+        time.sleep(0.5)
+        server.signal()
+        server.wait(10)
+        asking.join()
