@@ -2,7 +2,8 @@
 
 Started once, it loads the decoders, gives up the network, and forks a process for each recording: a millisecond, and no
 recording ever shares one with another. Such a process gives up everything but memory, time and two descriptors, the
-socket to the server and the recording, before it looks at a byte. Nothing here has threads, so forking is safe.
+socket to the server and the recording, before it looks at a byte; what the system does not take, it tells the server.
+Nothing here has threads, so forking is safe.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ except ImportError:  # not a Unix
 
 import numpy as np
 
-from streaming.audio import files
+from streaming.audio import calls, files
 from streaming.audio.containers import Container
 from streaming.audio.messages import HEAD, Gone, pack, receive
 from streaming.audio.resample import Resampler
@@ -43,7 +44,7 @@ SECONDS = 60, 20
 IDLE = 300.0
 """Seconds without a recording after which the program ends; the next one starts it again."""
 SOCKET, RECORDING = 3, 4
-"""The descriptors of a process: with a limit of five, no other file and no other socket can be opened."""
+"""The descriptors of a process. It may have no higher ones, but a limit alone would be no lock: see `calls`."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -55,7 +56,7 @@ def main(control: int) -> None:
     """Fork a process for each socket that comes through `control`; ends with it, or when idle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the server says when it ends
     asked = socket.socket(fileno=control)
-    missing = [] if _leave_network() else ["network"]
+    alone = _leave_network()
     _warm()
     size = _size()
     gc.freeze()
@@ -79,7 +80,7 @@ def main(control: int) -> None:
             break
         with suppress(OSError):  # no process to be had: the server sees the socket closed
             if os.fork() == 0:
-                _child(asked, descriptors[0], size, missing)
+                _child(asked, descriptors[0], size, alone)
             children += 1
         for each in descriptors:
             os.close(each)
@@ -126,14 +127,14 @@ def _size() -> int:
 # A process.
 
 
-def _child(asked: socket.socket, descriptor: int, size: int, missing: list[str]) -> NoReturn:
+def _child(asked: socket.socket, descriptor: int, size: int, alone: bool) -> NoReturn:
     """Serve one recording and end, whatever happens."""
     try:
         asked.close()
         os.dup2(descriptor, SOCKET)
         os.closerange(SOCKET + 1, 256)
         there = socket.socket(fileno=SOCKET)
-        missing = missing + _confine(size)
+        missing = _confine(size, alone)
         there.sendall(pack("h", {"pid": os.getpid(), "missing": missing}))
         _serve(there)
     except BaseException:
@@ -244,17 +245,39 @@ def _samples(there: socket.socket, samples: Samples) -> None:
 # What a process gives up.
 
 
-def _confine(size: int) -> list[str]:
-    """Give up what decoding needs not; answers what this system does not let us give up."""
-    missing = []
+def _confine(size: int, alone: bool) -> list[str]:
+    """Give up what decoding needs not; answers what this system does not let us give up.
+
+    Most of it is given up twice, since each of the ways is shut on some systems. `alone` is what `_leave_network` said.
+    """
     kill_with_parent, no_new_privileges = 1, 38
     with suppress(AttributeError):
         _libc.prctl(kill_with_parent, signal.SIGKILL, 0, 0, 0)
         _libc.prctl(no_new_privileges, 1, 0, 0, 0)
-    if not _leave_files():
-        missing.append("files")
+    limited = _limit(size)
+    landlocked = _leave_files()
+    if calls.leave(_libc):
+        missing = []
+    else:
+        missing = ["calls"]
+        if not landlocked:
+            missing.append("files")
+        if not alone:
+            missing.append("network")
+        if _forks():
+            missing.append("processes")
+    if "AS" not in limited:
+        missing.append("memory")
     if resource is None:
-        return [*missing, "memory", "time", "processes"]
+        missing.append("time")
+    return missing
+
+
+def _limit(size: int) -> set[str]:
+    """The limits that hold."""
+    if resource is None:
+        return set()
+    held = set()
     limits = {
         "CORE": 0,
         "FSIZE": 0,
@@ -263,11 +286,22 @@ def _confine(size: int) -> list[str]:
         "AS": size + MEMORY,
     }
     for name, most in limits.items():
-        try:
+        with suppress(AttributeError, OSError, ValueError):
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
-        except (AttributeError, OSError, ValueError):
-            missing.append({"NPROC": "processes", "AS": "memory"}.get(name, "files"))
-    return missing
+            held.add(name)
+    return held
+
+
+def _forks() -> bool:
+    """Another process can be made. Tried, because a limit of none binds neither root nor who is root outside."""
+    try:
+        pid = os.fork()
+    except OSError:
+        return False
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return True
 
 
 def _limit_time(audio: float) -> None:

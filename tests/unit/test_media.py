@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streaming.audio import files, live, media, sandbox
+from streaming.audio import calls, files, live, media, sandbox
 from streaming.audio.messages import pack, receive
 from streaming.errors import AudioError, NoAudio, TooLong
 from streaming.types import RATE, Samples
@@ -199,14 +199,22 @@ def test_a_live_stream_whose_process_dies_is_told_so() -> None:
 # What a process may do, tried from inside.
 
 TRIED = """
-import os, socket, sys
+import ctypes, os, signal, socket, sys
 import numpy as np
-from streaming.audio import sandbox
+from streaming.audio import calls, sandbox
 
-os.close(3) if os.path.exists("/proc/self/fd/3") else None
+secret, name, filtered, apart = sys.argv[1:]
+if filtered == "no":
+    calls.leave = lambda _: False
+if os.path.exists("/proc/self/fd/3"):
+    os.close(3)
 held = os.dup2(1, sandbox.SOCKET)
-alone = sandbox._leave_network()
-missing = sandbox._confine(sandbox._size())
+size = sandbox._size()
+if name == "other":
+    os.setgid(65534)
+    os.setuid(65534)
+alone = apart == "yes" and sandbox._leave_network()
+missing = sandbox._confine(size, alone)
 
 def attempt(name, act):
     try:
@@ -215,44 +223,98 @@ def attempt(name, act):
     except BaseException as error:
         print(name, type(error).__name__)
 
-if alone:
-    attempt("network", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9)))
-attempt("file", lambda: open(sys.argv[1]).read())
-attempt("new", lambda: open(sys.argv[1] + ".new", "w").write("x"))
+def send():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+        there.sendto(b"x", ("127.0.0.1", 9))
+
+def fork():
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
 attempt("memory", lambda: np.ones(2 * sandbox.MEMORY, np.uint8))
-if "processes" not in missing and os.getuid() != 0:
-    attempt("fork", lambda: os.fork() or os._exit(0))
+attempt("fork", fork)
+attempt("kill", lambda: os.kill(os.getppid(), 0))
 taken = os.dup(1)
 attempt("descriptor", lambda: os.dup(1))
+os.close(taken)
+os.close(0)  # a limit on descriptors leaves that one
+attempt("network", send)
+attempt("file", lambda: open(secret).read())
+attempt("new", lambda: open(secret + ".new", "w").write("x"))
+attempt("gone", lambda: os.unlink(secret))
+attempt("mode", lambda: os.chmod(secret, 0o777))
+if "calls" not in missing:  # what ran in this one's place could say nothing
+    attempt("program", lambda: os.execv(sys.executable, [sys.executable]))
 print("missing", *missing)
 """
 
 
-def test_a_process_can_open_nothing(tmp_path: Path) -> None:
-    """Each only where the system can take it away, which it says itself."""
+def confined(
+    tmp_path: Path, user: str, *, filtered: bool, apart: bool
+) -> tuple[dict[str, str], set[str]]:
+    """What came of each attempt, and what the process says it was not rid of."""
     secret = tmp_path / "secret"
     secret.write_text("secret")
+    yes = {True: "yes", False: "no"}
     done = subprocess.run(
-        [sys.executable, "-c", TRIED, str(secret)],
+        [sys.executable, "-c", TRIED, str(secret), user, yes[filtered], yes[apart]],
+        env=os.environ
+        | {"OPENBLAS_NUM_THREADS": "1"},  # with threads there is no namespace to be had
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
     found = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
-    missing = found.pop("missing", "").split()
-    expected = {
+    return found, set(found.pop("missing", "").split())
+
+
+USERS = [
+    "this",
+    pytest.param("other", marks=pytest.mark.skipif(os.getuid() != 0, reason="needs root")),
+]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("filtered", [True, False])
+@pytest.mark.parametrize("user", USERS)
+def test_a_process_can_open_nothing(tmp_path: Path, user: str, filtered: bool, apart: bool) -> None:
+    """Each only where the system can take it away, which it says itself."""
+    found, missing = confined(tmp_path, user, filtered=filtered, apart=apart)
+    lock = {
         "file": "files",
         "new": "files",
-        "descriptor": "files",
+        "gone": "files",
+        "program": "calls",
+        "mode": "calls",
+        "kill": "calls",
         "memory": "memory",
         "fork": "processes",
         "network": "network",
     }
-    assert {"file", "memory", "descriptor"} <= set(found)
+    assert found.pop("descriptor") == "OSError"
+    assert set(found) >= set(lock) - {"program"}
     for name, outcome in found.items():
-        assert outcome != "done" or expected[name] in missing, (name, found, missing)
+        assert outcome != "done" or lock[name] in missing, (name, found, missing)
+    assert ("processes" in missing) == (found["fork"] == "done")
     assert not (tmp_path / "secret.new").exists() or "files" in missing
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.uname().machine not in ("x86_64", "aarch64"),
+    reason="no filter for this system",
+)
+def test_nothing_is_missing_without_a_namespace(tmp_path: Path) -> None:
+    """As in most containers, and as root, whom limits on processes do not bind."""
+    found, missing = confined(tmp_path, "this", filtered=True, apart=False)
+    assert missing == set()
+    assert "done" not in found.values()
+
+
+def test_a_machine_whose_numbers_are_unknown_has_no_filter() -> None:
+    assert calls.program("riscv64") is None
+    assert {len(calls.program(each) or b"") % 8 for each in ("x86_64", "aarch64")} == {0}
 
 
 def test_a_file_that_wants_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
