@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -66,8 +67,19 @@ class _Died(Exception):
     """The process is gone, or had to be killed; the message says which."""
 
 
+class _Silent(_Died):
+    """It said nothing for too long."""
+
+
 class _Unborn(_Died):
     """It was gone before it had seen the recording: that is not to blame."""
+
+
+class _Program(subprocess.Popen[bytes]):
+    """The program, which forks the processes; they are killed by the system when it ends."""
+
+    unanswered = 0
+    """Processes that it was asked for, and of which nothing was heard for `BIRTH` seconds."""
 
 
 class Nursery:
@@ -75,21 +87,21 @@ class Nursery:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._program: subprocess.Popen[bytes] | None = None
+        self._program: _Program | None = None
         self._control: socket.socket | None = None
-        self._spare: socket.socket | None = None
-        self._retired: list[subprocess.Popen[bytes]] = []
+        self._spare: _Process | None = None
+        self._retired: list[_Program] = []
         self._told = False
 
-    def cell(self) -> socket.socket:
-        """The socket of a process; the next one is made meanwhile. May take a while the first time.
+    def cell(self) -> _Process:
+        """A process that will be there in a moment; the next one is made meanwhile. May take a while the first time.
 
         Raises Overloaded where the system gives no process.
         """
         with self._lock:
             try:
                 there, self._spare = self._spare, None
-                if there is None or _closed(there):
+                if there is None or _closed(there.socket):
                     there = self._ask()
                 with suppress(OSError):
                     self._spare = self._ask()
@@ -97,8 +109,7 @@ class Nursery:
                 raise _busy(error) from error
             return there
 
-    def _ask(self) -> socket.socket:
-        """The socket of a process that will be there in a moment."""
+    def _ask(self) -> _Process:
         self._start()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -106,26 +117,43 @@ class Nursery:
             for again in (True, False):
                 try:
                     assert self._control is not None
+                    assert self._program is not None
                     socket.send_fds(self._control, [b"+"], [theirs.fileno()])
-                    break
+                    return _Process(ours, self._program)
                 except OSError:  # it has ended, since nothing was to be done, or was killed
                     self._retire()
                     if not again:
                         ours.close()
                         raise
                     self._start()
-        return ours
+        raise AssertionError("not reached")
 
     def warm(self) -> None:
         """Have the program started, so that the first recording does not wait for it."""
         with suppress(OSError), self._lock:
-            if self._spare is None or _closed(self._spare):
+            if self._spare is None or _closed(self._spare.socket):
                 self._spare = self._ask()
 
-    def retire(self, *, kill: bool = False) -> None:
-        """Use another program from now on; this one ends with its last process, or at once."""
+    def retire(self) -> None:
+        """Use another program from now on; this one ends with its last process."""
         with self._lock:
-            self._retire(kill=kill)
+            self._retire()
+
+    def failed(self, process: _Process, *, silent: bool) -> None:
+        """`process` never was: use another program from now on.
+
+        Its program is killed, and what it decodes for others with it, only if two are `silent`: it hangs. One may have
+        been killed by something else, or have found no memory.
+        """
+        with self._lock:
+            program, spare = process.program, self._spare
+            program.unanswered += silent
+            if program is self._program:
+                if silent and spare is not None and spare.overdue():
+                    program.unanswered += 1
+                self._retire()
+            if program.unanswered > 1:
+                program.kill()
 
     def told(self, missing: list[str]) -> None:
         """Say once what this system cannot take away."""
@@ -139,7 +167,7 @@ class Nursery:
     def close(self) -> None:
         """End the program and wait for it."""
         with self._lock:
-            self._retire(kill=True)
+            self._retire()
             for each in self._retired:
                 each.kill()
                 each.wait()
@@ -154,7 +182,7 @@ class Nursery:
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         with theirs:
             try:
-                self._program = subprocess.Popen(
+                self._program = _Program(
                     [sys.executable, "-I", "-c", _START, str(theirs.fileno()), *sys.path],
                     env=environment | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
                     stdin=subprocess.DEVNULL,
@@ -169,13 +197,11 @@ class Nursery:
                 raise
         self._control = ours
 
-    def _retire(self, *, kill: bool = False) -> None:
+    def _retire(self) -> None:
         for each in (self._control, self._spare):
             if each is not None:
                 each.close()
         if self._program is not None:
-            if kill:
-                self._program.kill()
             self._retired.append(self._program)
         self._program = self._control = self._spare = None
 
@@ -188,8 +214,10 @@ atexit.register(nursery.close)
 class _Process:
     """One process that decodes, from the other end of its socket."""
 
-    def __init__(self, there: socket.socket) -> None:
+    def __init__(self, there: socket.socket, program: _Program) -> None:
         self.socket = there
+        self.program = program
+        self._asked = time.monotonic()
         self._handle: int | None = None
         self._pid: int | None = None
 
@@ -203,6 +231,14 @@ class _Process:
             with suppress(OSError):
                 self._handle = os.pidfd_open(self._pid)
         nursery.told(hello["missing"])
+
+    def overdue(self) -> bool:
+        """It was asked for long ago, and has neither spoken nor ended."""
+        if time.monotonic() - self._asked < BIRTH / 2:
+            return False
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return not poll.poll(0)
 
     def close(self) -> None:
         """End it, whatever it is doing. Idempotent."""
@@ -273,12 +309,13 @@ class Recording:
     async def _open(self) -> Probe:
         self.close()
         with self._path.open("rb") as file:
-            there = await asyncio.to_thread(nursery.cell)
+            process = self._process = await asyncio.to_thread(nursery.cell)
+            there = process.socket
             there.setblocking(False)
-            process = self._process = _Process(there)
             try:
                 process.born(*await self._receive(BIRTH))
             except _Died as death:
+                nursery.failed(process, silent=isinstance(death, _Silent))
                 raise _Unborn(str(death)) from death
             order = pack("f", {"limit": self._limit})
             try:
@@ -339,7 +376,7 @@ class Recording:
                 kind, size = _head(await exactly(HEAD.size))
                 body = await exactly(size)
         except TimeoutError:
-            raise _Died(f"gave no sign of life for {patience:g} s and was killed") from None
+            raise _Silent(f"gave no sign of life for {patience:g} s and was killed") from None
         except OSError as error:
             raise _Died("crashed or was killed") from error
         if kind == "x":
@@ -351,8 +388,9 @@ class Recording:
         """Try again, or raise what the sender is told."""
         self.close()
         self._lives -= 1
-        # Another program lies elsewhere in memory: what an attacker learned of this one is worth nothing there.
-        nursery.retire(kill=isinstance(death, _Unborn))
+        if not isinstance(death, _Unborn):
+            # Another program lies elsewhere in memory: what an attacker learned of this one is worth nothing there.
+            nursery.retire()
         if self._lives:
             log.warning("a process that decoded a recording %s; trying once more", death)
             return
@@ -407,9 +445,9 @@ class Stream:
 
     def _open(self) -> None:
         for lives in (1, 0):
-            there = nursery.cell()
+            self._process = nursery.cell()
+            there = self._process.socket
             there.settimeout(BIRTH)
-            self._process = _Process(there)
             try:
                 self._process.born(*self._receive())
                 there.settimeout(self._patience)
@@ -417,7 +455,7 @@ class Stream:
                 break
             except (_Died, OSError) as death:
                 self._process.close()
-                nursery.retire(kill=True)
+                nursery.failed(self._process, silent=isinstance(death, TimeoutError))
                 if not lives:
                     raise _busy(death) from death
         for _ in self._hear():  # it wants the first bytes

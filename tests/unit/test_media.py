@@ -148,6 +148,40 @@ def test_a_program_that_is_killed_is_started_again(monkeypatch: pytest.MonkeyPat
         assert np.array_equal(read(SPEECH / "000-en.flac"), CLIP)
 
 
+def test_a_birth_that_fails_costs_nobody_else_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = contained(CLIP, "webm-opus")
+    source = media.Stream()
+    heard = list(source.decode(data[:4000]))
+    program = media.nursery._program
+    spare = media.nursery._spare
+    assert program is not None
+    assert spare is not None
+    spare.socket.shutdown(
+        socket.SHUT_RD
+    )  # as if it had died before its first word, but found at the birth
+    monkeypatch.setattr(media, "_closed", lambda _: False)
+    assert np.array_equal(read(SPEECH / "000-en.flac"), CLIP)
+    assert media.nursery._program is not program, "another is used"
+    assert program.poll() is None
+    for part in (source.decode(data[4000:]), source.flush()):
+        heard += part
+    source.close()
+    assert sum(map(len, heard)) > len(CLIP) - RATE
+
+
+def test_a_program_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    media.nursery.retire()
+    media.nursery.warm()
+    program = media.nursery._program
+    assert program is not None
+    read(SPEECH / "000-en.flac")
+    program.send_signal(signal.SIGSTOP)
+    for _ in range(2):  # the first may have one that was made before
+        monkeypatch.setattr(media, "BIRTH", 3.0)
+        assert np.array_equal(read(SPEECH / "000-en.flac"), CLIP)
+    assert program.wait(10) == -signal.SIGKILL
+
+
 def test_a_closed_recording_leaves_no_process() -> None:
     async def leave() -> int:
         recording = media.Recording(SPEECH / "long-0.flac", piece=RATE)
