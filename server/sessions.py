@@ -141,26 +141,32 @@ class Session:
     async def resume(self, connection: Connection, last_event: int) -> dict[str, Any]:
         """Give the session to `connection`, whoever has it. Answers `ready`; the journal then gives what was missed.
 
-        Raises ProtocolError where that cannot be; the session is then as it was.
+        Raises ProtocolError where that cannot be; whoever has the session then keeps it.
         """
-        self._check(last_event)
         async with self._handover:
             if self.gone:
                 raise unknown()
+            self._check(last_event)  # here, since whoever came before has let go of what it has
             if self._expiry is not None:
                 self._expiry.cancel()
                 self._expiry = None
             before, self._connection = self._connection, connection
-            if before is not None:
-                await before.replace()
-            await self._inbox.join()  # a piece that is under way is finished, and counts
-            self.reader.receive_resumed()
-            self._check(last_event)
-            self.journal.rewind(last_event)
+            if before is None:
+                self._register.attached(self)  # from now on nobody takes its place
+            try:
+                if before is not None:
+                    await before.replace()
+                await self._inbox.join()  # a piece that is under way is finished, and counts
+                if self.gone:
+                    raise unknown()
+                self.reader.receive_resumed()
+                self.journal.rewind(last_event)
+            except BaseException:
+                self.detach(connection, over=False)
+                raise
             if before is not None:
                 log.info("stream %s was taken over by a new connection", self.name)
             else:
-                self._register.attached(self)
                 log.info(
                     "stream %s resumed after %.1f s",
                     self.name,
@@ -254,6 +260,9 @@ class Session:
         except Exception:  # of letting go; there is nothing left to tell the client
             log.exception("stream %s failed", self.name)
         finally:
+            while not self._inbox.empty():  # nobody does it any more, and nobody shall wait for it
+                self._inbox.get_nowait()
+                self._inbox.task_done()
             await self._release()
             # A cancelled TaskGroup remembers this frame in a circle, and would hold the stream's audio until the rare
             # collection of old objects.

@@ -106,7 +106,8 @@ class Process:
         """Processes that it started."""
         found = []
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            found += [int(each) for each in (task / "children").read_text().split()]
+            with suppress(FileNotFoundError, ProcessLookupError):  # the thread may have ended
+                found += [int(each) for each in (task / "children").read_text().split()]
         return found
 
     def working(self) -> int:

@@ -294,6 +294,46 @@ def test_of_two_that_resume_at_once_one_goes_on(caplog: pytest.LogCaptureFixture
         assert len(talker.streams) == 1
 
 
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
+    """The sessions that were begun."""
+    found: list[Session] = []
+    begin = Session.begin
+
+    def noticed(self: Session, connection: Any) -> None:
+        found.append(self)
+        begin(self, connection)
+
+    monkeypatch.setattr(Session, "begin", noticed)
+    return found
+
+
+def test_who_resumes_with_events_that_are_gone_takes_nothing_from_who_has_it(
+    made: list[Session],
+) -> None:
+    with serving() as (talker, url), connect(url) as old:
+        session = begun(old)
+        old.send(SECOND)
+        last = heard(old, "ack")[-1]["seq"]
+        assert last > 0
+        stream = talker.streams[0]
+        stream.call(stream.room.clear)
+        for _ in range(2):
+            old.send(SECOND)
+        with connect(url) as new, connect(url) as late:
+            say(new, "resume", session=session, last_event=last)
+            assert heard(old)[-1]["code"] == "replaced"
+            say(late, "resume", session=session, last_event=0)
+            awaited(lambda: bool(made[0]._handover._waiters))
+            stream.call(stream.room.set)
+            assert [each["code"] for each in heard(late)] == ["events_gone"]
+            assert heard(new, "ready")[-1]["session"] == session
+            say(new, "end")
+            assert heard(new)[-1]["type"] == "end"
+        assert stream.closed.wait(10)
+        awaited(lambda: made[0].gone)
+
+
 def test_who_lost_the_connection_after_end_gets_the_last_finals(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
