@@ -27,7 +27,7 @@ _PICKLE = re.compile(rb"\x80[\x02-\x05]|PK\x03\x04|\(dp\d|c__builtin__\n|cposix\
 _KEYS = ("auto_map", "custom_pipelines", "_target_")
 """Of a configuration: what names code to be imported."""
 _LARGEST = 64 * 2**20
-"""Bytes of a configuration that is looked into."""
+"""Bytes of a configuration that is looked into; a larger one is refused."""
 
 
 def dangerous(name: str) -> bool:
@@ -56,7 +56,12 @@ def check_file(model: str, path: Path, name: str) -> None:
                 raise _refused(model, f"{name} is a pickle, which runs code when it is loaded")
             if name.endswith("config.json"):
                 file.seek(0)
-                found = json.loads(file.read(_LARGEST))
+                data = file.read(_LARGEST + 1)
+                if len(data) > _LARGEST:
+                    raise _refused(
+                        model, f"{name} is too large to be looked into for code that would run"
+                    )
+                found = json.loads(data)
                 key = next((key for key in _KEYS if _holds(found, key)), None)
                 if key is not None:
                     raise _refused(model, f"{name} names code to be run ({key})")

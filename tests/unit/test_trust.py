@@ -34,6 +34,20 @@ def test_what_runs_is_refused(tmp_path: Path, name: str, data: bytes) -> None:
     trust.check("m", tmp_path, ["other.bin"])
 
 
+def test_a_configuration_too_large_to_look_into_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "_LARGEST", 100)
+    whole = json.dumps({"a": "x" * 50}).encode()
+    for size, refused in ((100, False), (101, True)):
+        (tmp_path / "config.json").write_bytes(whole.ljust(size))
+        if refused:
+            with pytest.raises(Unsupported, match="too large"):
+                trust.check("m", tmp_path)
+        else:
+            trust.check("m", tmp_path)
+
+
 def test_what_is_data_is_taken(tmp_path: Path) -> None:
     for name, data in (
         ("model.bin", b"\x06\0\0\0\x0b\0WhisperSpec"),
