@@ -48,6 +48,8 @@ DELAY = 0.5
 """Seconds that something may wait in memory for the disk."""
 WAITING = 32 * 2**20
 """Bytes that may wait for a slow disk, of one stream; beyond, its file ends."""
+ALTOGETHER = 256 * 2**20
+"""The same of all streams together; beyond, the file ends of the stream that would have more wait."""
 LAST = b'{"do": "cut"}\n'
 """What a file ends with that was given up."""
 SCALE = {"s16": ("<i2", 32768.0), "f32": ("<f4", 1.0)}
@@ -86,6 +88,9 @@ class Writer:
             )
         )
         self._number = 0
+        self._waiting = (
+            0  # bytes of all tapes in memory, those included that the thread is about to write
+        )
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="flight recorder", daemon=True)
         self._thread.start()
@@ -98,16 +103,24 @@ class Writer:
             self._number += 1
             tape = _Tape(self._folder / f"{moment}-{name}-{self._number}{ENDING}")
             tape.pending += first
+            self._waiting += len(first)
             self._tapes.append(tape)
         return tape
 
     def put(self, tape: _Tape, data: bytes, audio: bytes = b"") -> None:
         """Append."""
         with self._lock:
-            if not tape.given_up:
-                tape.pending += data
-                tape.pending += audio
-                tape.given_up = len(tape.pending) > WAITING
+            if tape.given_up or tape.done:
+                return
+            tape.pending += data
+            tape.pending += audio
+            self._waiting += len(data) + len(audio)
+            tape.given_up = len(tape.pending) > WAITING or self._waiting > ALTOGETHER
+            ended = tape.given_up
+        if ended:
+            log.warning(
+                "a flight recording ends early: the disk cannot keep up (%s)", tape.path.name
+            )
 
     def close(self, tape: _Tape) -> None:
         """Nothing more comes."""
@@ -131,9 +144,16 @@ class Writer:
                 batch = [(tape, bytes(tape.pending), tape.closed) for tape in self._tapes]
                 for tape in self._tapes:
                     tape.pending.clear()
-            for tape, data, closed in batch:
+            while batch:
+                tape, data, closed = batch.pop(0)
                 self._store(tape, data, closed)
+                with self._lock:
+                    self._waiting -= len(data)
             with self._lock:
+                for tape in self._tapes:
+                    if tape.done:
+                        self._waiting -= len(tape.pending)
+                        tape.pending.clear()
                 self._tapes = [tape for tape in self._tapes if not tape.done]
                 if stopping and not self._tapes:
                     return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -241,6 +242,38 @@ def test_a_disk_that_cannot_keep_up_costs_the_record_not_the_memory(
     writer.stop()
     (path,) = tmp_path.iterdir()
     assert path.read_bytes().endswith(flight.LAST)
+
+
+def test_a_disk_that_hangs_is_bounded_over_all_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(flight, "ALTOGETHER", 1000)
+    monkeypatch.setattr(flight, "DELAY", 0.001)
+    hangs, on, write = threading.Event(), threading.Event(), flight._write
+
+    def slow(file: int, data: bytes) -> None:
+        hangs.set()
+        on.wait(20)
+        write(file, data)
+
+    monkeypatch.setattr(flight, "_write", slow)
+    writer = Writer(tmp_path, 10**6, 100)
+    tapes = [writer.open(f"s_{number}", b"h\n") for number in range(20)]
+    assert hangs.wait(20)
+    for tape in tapes:
+        writer.put(tape, b"z" * 90)
+    ended = sum(tape.given_up for tape in tapes)
+    assert sum(len(tape.pending) for tape in tapes) <= 1000 + ended * 90
+    assert 0 < ended < 20
+    assert caplog.text.count("the disk cannot keep up") == ended
+    on.set()
+    wait_for(lambda: writer._waiting == 0)
+    tape = writer.open("s_after", b"h\n")
+    writer.put(tape, b"z" * 900)
+    assert not tape.given_up, "there is room again"
+    writer.stop()
+    whole = [path for path in tmp_path.iterdir() if not path.read_bytes().endswith(flight.LAST)]
+    assert len(whole) == 21 - ended
 
 
 def test_a_full_disk_ends_the_record_and_nothing_else(
