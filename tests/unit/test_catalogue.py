@@ -139,23 +139,27 @@ def test_the_fallback_ends_when_the_download_appears(tmp_path: Path) -> None:
 
 
 def test_the_fallback_ends_when_the_hub_answers_again(tmp_path: Path) -> None:
-    clock, answers, asked = Clock(), [False], threading.Semaphore(0)
+    clock, answers, asked, may = Clock(), [False], threading.Semaphore(0), threading.Event()
 
     def reachable() -> bool:
         asked.release()
+        assert may.wait(20)
         return answers[0]
 
+    may.set()
     found = catalogue(tmp_path, offline=False, clock=clock, reachable=reachable)
     assert "cannot be reached" in (found.settle() or "")
     assert asked.acquire(timeout=5)
     answers[0] = True
+    may.clear()
     assert found.default.id == "pocketsphinx", "not asked at every request"
     clock.now += AGAIN
     assert found.default.id == "pocketsphinx", "nobody waits for the answer"
-    assert asked.acquire(timeout=5)
-    for thread in threading.enumerate():
-        if thread.name == "hub":
-            thread.join(5)
+    assert asked.acquire(timeout=20)
+    hub = [thread for thread in threading.enumerate() if thread.name == "hub"]
+    may.set()
+    for thread in hub:
+        thread.join(20)
     assert found.default.id == "Systran/faster-whisper-base"
     assert found.notice is None
     assert not asked.acquire(blocking=False)
