@@ -31,6 +31,10 @@ class Room:
         return share
 
     def _take(self, count: int) -> None:
+        self._check(count)
+        self._used += count
+
+    def _check(self, count: int) -> None:
         if self._used + count > self._most:
             # As one goes every so often, on average.
             wait = self._stay / max(1, len(self._held) - 1)
@@ -39,7 +43,6 @@ class Room:
                 f" {self._most / 2**20:.0f} MiB; try again in {max(1.0, wait):.0f} s",
                 retry_after=min(max(1.0, wait), 600.0),
             )
-        self._used += count
 
     def _give(self, share: Share, count: int) -> None:
         self._used -= count
@@ -62,6 +65,10 @@ class Share:
     def __exit__(self, *fault: object) -> None:
         size, self._size = self._size, 0
         self._room._give(self, size)
+
+    def expect(self, size: int) -> None:
+        """It is told to become `size` bytes. Reserves nothing: telling costs the client nothing. Raises Overloaded."""
+        self._room._check(size - self._size)
 
     def grow(self, size: int) -> None:
         """It is `size` bytes at least. Raises Overloaded."""

@@ -72,7 +72,7 @@ async def receive(request: Request, file_field: str = "file") -> AsyncGenerator[
         raise fault
     with here.uploads.share() as share, _nameless() as path:
         told = request.headers.get("content-length", "")
-        share.grow(int(told) if told.isdecimal() else 0)
+        share.expect(int(told) if told.isdecimal() else 0)
         try:
             form = await _Parser(request, path, share).parse()
         except MultiPartException as error:

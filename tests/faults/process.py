@@ -102,6 +102,15 @@ class Process:
                 found.append(os.readlink(each))
         return [each for each in found if each.startswith(str(self.temporary))]
 
+    def stored(self) -> int:
+        """Bytes of them."""
+        found = 0
+        for each in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(OSError):
+                if os.readlink(each).startswith(str(self.temporary)):
+                    found += each.stat().st_size
+        return found
+
     def children(self) -> list[int]:
         """Processes that it started."""
         found = []

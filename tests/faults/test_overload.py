@@ -159,10 +159,10 @@ def test_no_room_for_a_recording() -> None:
 )
 @pytest.mark.parametrize("announced", [True, False])
 def test_uploads_that_fill_the_disk(announced: bool) -> None:
-    """2 MiB for all bodies; one of 1.5 MiB stops before its end, another of 1 MiB comes, with and without a length"""
+    """2 MiB for all bodies; one of 1.5 MiB stops shortly before its end, another of 1 MiB comes, with and without a length"""
     head = (
         b"--b\r\nContent-Disposition: form-data; name=file; filename=a.wav\r\n\r\n"
-        + wav(speak(SENTENCE))[:-100]
+        + wav(np.zeros(RATE * 46, np.float32))[: 11 * 2**17]
     )
     body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
     audio = wav(np.zeros(RATE * 32, np.float32))  # 1 MiB
@@ -176,7 +176,7 @@ def test_uploads_that_fill_the_disk(announced: bool) -> None:
                 "Content-Type: multipart/form-data; boundary=b\r\n\r\n".encode()
                 + head
             )
-            until(lambda: server.working() == 1)
+            until(lambda: server.stored() > 5 * 2**18)
             content: Any = body if announced else iter([body])
             assert hinted(server.post(FILES, content=content, headers=kind)) >= 1
             slow.shutdown(socket.SHUT_RDWR)
@@ -292,6 +292,32 @@ def test_audio_that_piles_up() -> None:
         assert received / 2 / RATE - heard < 1.0
         patient.send('{"type": "end"}')
         assert text(rest(patient)) == spelt(SENTENCE)
+
+
+@pytest.mark.quick
+@pytest.mark.fault(
+    "L08",
+    "heads that announce bodies as large as may be, and send nothing",
+    "they take no room; a recording beside them is heard",
+)
+def test_uploads_that_are_only_announced() -> None:
+    """2 MiB for all bodies; eight heads announce 2 MiB each and stop, then a recording of 0.5 MiB comes"""
+    audio = wav(np.concatenate([speak(SENTENCE), np.zeros(RATE * 16, np.float32)]))
+    with (
+        serving("--max-uploads-mb", "2", "--max-upload-mb", "2") as server,
+        ExitStack() as stack,
+    ):
+        for number in range(8):
+            slow = stack.enter_context(closing(dial(server.url)))
+            host = urlsplit(server.url).netloc
+            slow.sendall(
+                f"POST {FILES} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {2 * 2**20}\r\n"
+                "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n".encode()
+            )
+            until(lambda number=number: server.working() > number)  # type: ignore[misc]
+        answer = post(server, audio)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["text"] == spelt(SENTENCE)
 
 
 def _items(said: list[int | float], count: int) -> int:

@@ -161,7 +161,7 @@ def test_clients_that_never_read(server: Process) -> None:
 @pytest.mark.fault(
     "C09",
     "a message that begins and never ends, many times",
-    "who adds to 64 MiB of them is told to come later; memory stays",
+    "who adds to 64 MiB of them, the limit set for this test, is told to come later; memory stays",
 )
 def test_messages_that_never_end() -> None:
     """40 clients send 4 MiB of a message of 4.5 MiB"""

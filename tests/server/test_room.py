@@ -33,3 +33,15 @@ def test_the_hint_is_how_often_an_upload_goes() -> None:
     with pytest.raises(Overloaded) as refused, room.share() as another:
         another.grow(1)
     assert refused.value.retry_after == pytest.approx(15.0, rel=0.1)
+
+
+def test_what_is_only_announced_takes_no_room() -> None:
+    room = Room(100)
+    with room.share() as one, room.share() as other:
+        one.expect(100)
+        other.expect(60)
+        other.grow(60)
+        assert room.used == 60
+        with pytest.raises(Overloaded):
+            one.expect(41)
+    assert room.used == 0
