@@ -156,9 +156,9 @@ def test_a_birth_that_fails_costs_nobody_else_a_decoder(monkeypatch: pytest.Monk
     spare = media.nursery._spare
     assert program is not None
     assert spare is not None
-    spare.socket.shutdown(
-        socket.SHUT_RD
-    )  # as if it had died before its first word, but found at the birth
+    spare.socket.close()
+    spare.socket, gone = socket.socketpair()
+    gone.close()  # it died before its first word
     monkeypatch.setattr(media, "_closed", lambda _: False)
     assert np.array_equal(read(SPEECH / "000-en.flac"), CLIP)
     assert media.nursery._program is not program, "another is used"
