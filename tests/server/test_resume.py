@@ -1,5 +1,6 @@
 """Sessions that outlive their connections, around an engine that says what the test tells it."""
 
+import asyncio
 import gc
 import json
 import logging
@@ -330,6 +331,27 @@ def test_who_resumes_with_events_that_are_gone_takes_nothing_from_who_has_it(
             assert heard(new, "ready")[-1]["session"] == session
             say(new, "end")
             assert heard(new)[-1]["type"] == "end"
+        assert stream.closed.wait(10)
+        awaited(lambda: made[0].gone)
+
+
+def test_a_resume_that_comes_to_nothing_leaves_the_session_to_expire(made: list[Session]) -> None:
+    class Another:
+        async def replace(self) -> None:
+            pass
+
+    with serving(resume_seconds=0.2) as (talker, url), connect(url) as old:
+        begun(old)
+        old.send(SECOND)
+        last = heard(old, "ack")[-1]["seq"]
+        stream = talker.streams[0]
+        awaited(lambda: stream.received == 16_000 and made[0]._inbox._unfinished_tasks == 0)  # type: ignore[attr-defined]
+        stream.call(stream.room.clear)
+        old.send(SECOND)
+        awaited(lambda: bool(made[0]._inbox._unfinished_tasks))  # type: ignore[attr-defined]
+        resuming = asyncio.run_coroutine_threadsafe(made[0].resume(Another(), last), stream._loop)
+        assert heard(old)[-1]["code"] == "replaced"
+        resuming.cancel()
         assert stream.closed.wait(10)
         awaited(lambda: made[0].gone)
 
