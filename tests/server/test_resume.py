@@ -356,6 +356,31 @@ def test_a_resume_that_comes_to_nothing_leaves_the_session_to_expire(made: list[
         awaited(lambda: made[0].gone)
 
 
+def test_who_is_coming_back_keeps_its_place_and_no_session_that_is_over(
+    made: list[Session],
+) -> None:
+    with serving(client_streams=1) as (talker, url), connect(url) as link:
+        session = begun(link)
+        link.send(SECOND)
+        last = heard(link, "ack")[-1]["seq"]
+        stream = talker.streams[0]
+        awaited(lambda: stream.received == 16_000 and made[0]._inbox._unfinished_tasks == 0)  # type: ignore[attr-defined]
+        stream.call(stream.room.clear)
+        link.send(SECOND)
+        awaited(lambda: made[0]._inbox._unfinished_tasks == 1)  # type: ignore[attr-defined]
+        before = made[0]._connection
+        assert before is not None
+        stream.call(lambda: made[0].detach(before, over=False))  # as when its reader stalls
+        awaited(lambda: made[0]._connection is None)
+        with connect(url) as again, connect(url) as other:
+            say(again, "resume", session=session, last_event=last)
+            awaited(lambda: made[0]._connection is not None)
+            say(other, "start")
+            assert heard(other)[-1]["code"] == "rate_limit_exceeded"
+            stream.call(made[0].close)
+            assert [each["code"] for each in heard(again)] == ["unknown_session"]
+
+
 def test_who_lost_the_connection_after_end_gets_the_last_finals(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
