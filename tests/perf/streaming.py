@@ -53,7 +53,7 @@ from streaming.types import Options
 from streaming.vad.silero import Silero
 from tests import toy
 from tests.fakes import Line, lines, noise, pcm, wav
-from tests.perf.footprint import resident
+from tests.perf.footprint import family, resident
 
 RATE = 16000
 MESSAGE = RATE * 40 // 1000
@@ -378,13 +378,14 @@ def serve(shape: str, port: int, window: str, more: list[str]) -> subprocess.Pop
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of the process and the children it has waited for or still has."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    found = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    total = (int(found[11]) + int(found[12])) / ticks
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            total += cpu_seconds(int(child))
+    """Of the process and its descendants; those that are gone are counted with who waited for them."""
+    ticks, total = os.sysconf("SC_CLK_TCK"), 0.0
+    for each in family(pid):
+        try:
+            found = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        total += sum(map(int, found[11:15])) / ticks
     return total
 
 
