@@ -58,6 +58,7 @@ class Executor:
         if isinstance(backend, RemoteBackend):
             backend.restarted = self._restarted
         self._closed = False
+        self._later: asyncio.TimerHandle | None = None
 
     @property
     def information(self) -> ModelInfo:
@@ -105,6 +106,8 @@ class Executor:
     async def close(self, force: bool) -> None:
         """Free the model. Decodes that run end first, unless `force`: then their owners get ModelGone at once."""
         self._closed = True
+        if self._later is not None:
+            self._later.cancel()
         if force:
             gone = ModelGone(
                 f"model {self.info.id} was unloaded while in use; ask again to load it"
@@ -120,6 +123,11 @@ class Executor:
     def _dispatch(self) -> None:
         while not self._closed and (batch := self.scheduler.take(time.monotonic())) is not None:
             self._pool.submit(self._work, batch)
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        if not self._closed and (rest := self.scheduler.rest(time.monotonic())) is not None:
+            self._later = self._loop.call_later(rest, self._dispatch)
 
     def _work(self, batch: Batch) -> None:
         """On a worker thread."""
@@ -165,7 +173,7 @@ class Executor:
             self._pool.submit(self._steps.drop, owner)
 
     def _done(self, batch: Batch, started: float, ended: float) -> None:
-        self.scheduler.done(batch, ended - started)
+        self.scheduler.done(batch, ended - started, ended)
         self._dispatch()  # first keep the workers busy, then think about the results
         self.observer.decoded(
             self.info.id,

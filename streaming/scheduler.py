@@ -8,6 +8,7 @@ worker is idle. Learned from RealtimeSTT's `FairInferenceQueue` and text-embeddi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -116,6 +117,12 @@ class Scheduler:
     """Share of a stream's time in which somebody speaks."""
     BULK_SHARE = 0.1
     """Share of the work that recordings get even while streams would take it all."""
+    REST = 6.0
+    """Seconds that recordings rest after a second of work of theirs, times the share of the workers that live decodes
+    keep busy: what streams leave idle is not all theirs, since a long window delays whatever comes meanwhile. With
+    eight streams on two cores they work a third of the time (`tests/perf/streaming.py --bulk`)."""
+    RECENT = 5.0
+    """Seconds over which it is seen how busy live decodes are."""
 
     def __init__(self, workers: int, max_batch: int) -> None:
         self.workers = workers
@@ -133,6 +140,11 @@ class Scheduler:
         self._running: list[Batch] = []
         self._costs: dict[Hashable, _Cost] = {}  # bounded: keys are few; see done()
         self._served = {False: 0.0, True: 0.0}  # recent seconds of work, by being bulk
+        self._batches = 0.0  # that these are of
+        self._busy = 0.0  # workers that live decodes kept busy of late
+        self._seen = -1e9  # when that was
+        self._lived = -1e9  # when the last live decode ended
+        self._rested = -1e9  # when recordings will have rested
         self._shared = 0.0  # cost of a window in a batch as a share of its cost alone, smoothed
         self._since = 0  # batches since one of several windows
         # Start-time fair queueing (Goyal, Vin, Cheng, 1996), a window a turn: a short recording does not wait until
@@ -182,7 +194,7 @@ class Scheduler:
         """The next batch for a free worker, or None if nothing may run now."""
         if len(self._running) >= self.workers:
             return None
-        lane = self._lane()
+        lane = self._lane(now)
         if lane is None:
             return None
         queue = self._waiting[lane]
@@ -220,7 +232,7 @@ class Scheduler:
         self._running.append(batch)
         return batch
 
-    def done(self, batch: Batch, seconds: float) -> None:
+    def done(self, batch: Batch, seconds: float, now: float) -> None:
         """`batch` took `seconds` of its worker's time."""
         self._running.remove(batch)
         if len(self._costs) > 256:
@@ -240,6 +252,25 @@ class Scheduler:
         for bulk in self._served:
             self._served[bulk] *= 0.98
         self._served[batch.lane is Lane.BULK] += seconds
+        self._batches = 0.98 * self._batches + 1
+        self._busy *= math.exp((self._seen - now) / self.RECENT)
+        self._seen = now
+        if batch.lane is Lane.BULK:
+            self._rested = now + self.REST * self._busy / self.workers * seconds
+        else:
+            self._busy += seconds / self.RECENT
+            self._lived = now
+
+    def rest(self, now: float) -> float | None:
+        """Seconds until recordings that wait have rested; None if none waits or they need no rest: nothing but time
+        ends it, so somebody has to come back then."""
+        if not self.live_streams or not self._waiting[Lane.BULK]:
+            return None
+        until = self._rested
+        if self._delay > self.FELT:
+            # Nobody may ever speak again to show that it is over: with no live decode it is forgotten in seconds.
+            until = max(until, self._lived + math.log(self._delay / self.FELT))
+        return until - now if until > now else None
 
     def waiting(self, lane: Lane | None = None) -> int:
         """Jobs queued, of one lane or of all."""
@@ -288,15 +319,17 @@ class Scheduler:
         """Batches at work."""
         return len(self._running)
 
-    def _lane(self) -> Lane | None:
+    def _lane(self, now: float) -> Lane | None:
         bulk_running = sum(batch.lane is Lane.BULK for batch in self._running)
         bulk_may = bool(self._waiting[Lane.BULK]) and bulk_running < self._room()
         if bulk_may and not bulk_running:
             total = self._served[False] + self._served[True]
-            if total > 1.0 and self._served[True] < self.BULK_SHARE * total:
+            seen = total > 1.0 or self._batches > 10  # enough to tell
+            if seen and self._served[True] < self.BULK_SHARE * total:
                 return Lane.BULK
-        # A long window that begins beside a live decode takes the core that the next live one would have.
-        if self.live_streams and (bulk_running < len(self._running) or self._delay > self.FELT):
+        # A long window that begins beside live decodes and takes the last free worker delays the next live one.
+        beside = bulk_running < len(self._running) and len(self._running) + 1 >= self.workers
+        if self.live_streams and (beside or self.rest(now) is not None):
             bulk_may = False
         for lane in Lane:
             if self._waiting[lane] and (lane is not Lane.BULK or bulk_may):

@@ -70,7 +70,7 @@ class Engine:
         due = [batch for when, batch in self._running if when <= self._turn]
         self._running = [(when, batch) for when, batch in self._running if when > self._turn]
         for batch in due:
-            self._scheduler.done(batch, 0.1)
+            self._scheduler.done(batch, 0.1, float(self._turn))
             for job in batch.jobs:
                 job.result = self.decode(job.window)
                 session.receive_result(job)

@@ -83,7 +83,7 @@ def serve(
         assert now < 600, "it never ends"
         for due in sorted([each for each in running if each[0] <= now], key=lambda each: each[0]):
             running.remove(due)
-            scheduler.done(due[1], window * len(due[1].jobs))
+            scheduler.done(due[1], window * len(due[1].jobs), now)
             for job in due[1].jobs:
                 assert isinstance(job.window, Window)
                 job.result, job.finished = honest(job.window), now

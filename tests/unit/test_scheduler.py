@@ -1,6 +1,7 @@
 """The scheduler runs the right work first, together, and starves nobody."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,9 +29,9 @@ def learned(workers: int = 1, max_batch: int = 8, seconds: float = 0.01) -> Sche
             if size == 1 or scheduler._costs.get(key):
                 batch = scheduler.take(0)
                 assert batch is not None
-                scheduler.done(batch, seconds * len(batch.jobs))
+                scheduler.done(batch, seconds * len(batch.jobs), 0)
                 while (rest := scheduler.take(0)) is not None:
-                    scheduler.done(rest, seconds * len(rest.jobs))
+                    scheduler.done(rest, seconds * len(rest.jobs), 0)
     return scheduler
 
 
@@ -41,7 +42,7 @@ def test_finals_go_before_speculation_before_partials_before_recordings() -> Non
     order = []
     while (batch := scheduler.take(0)) is not None:
         order += taken(batch)
-        scheduler.done(batch, 0.01)
+        scheduler.done(batch, 0.01, 0)
     assert order == ["FINAL", "SPECULATIVE", "PARTIAL", "BULK"]
 
 
@@ -111,15 +112,17 @@ def test_recordings_leave_a_worker_to_streams_while_there_are_any() -> None:
     assert taken(scheduler.take(0)) == ["b"]
 
 
-def test_recordings_get_a_tenth_even_under_a_flood_of_finals() -> None:
+@pytest.mark.parametrize("seconds", [0.1, 0.002])
+def test_recordings_get_a_tenth_even_under_a_flood_of_finals(seconds: float) -> None:
     scheduler, bulk, total = Scheduler(1, 1), 0, 400
+    scheduler.live_streams = 1
     for number in range(total):
         scheduler.add(job(number, Lane.FINAL), number)
         scheduler.add(job("file", Lane.BULK), number)
         batch = scheduler.take(number)
         assert batch is not None
         bulk += batch.lane is Lane.BULK
-        scheduler.done(batch, 0.1)
+        scheduler.done(batch, seconds, number)
     assert 0.07 * total < bulk < 0.15 * total
 
 
@@ -129,7 +132,7 @@ def test_recordings_take_turns() -> None:
         scheduler.add(job(owner, Lane.BULK), 0)
     while (batch := scheduler.take(0)) is not None:
         order += "".join(str(each) for each in taken(batch))
-        scheduler.done(batch, 1.0)
+        scheduler.done(batch, 1.0, 0)
         if order == "aba":
             scheduler.add(job("short", Lane.BULK), 0)
     assert order == "abab" + "short" + "aa"
@@ -164,7 +167,7 @@ def test_every_job_runs_once_or_was_replaced(
         if batch := scheduler.take(turn):
             running.append(batch)
         if len(running) > 1:
-            scheduler.done(running[0], 0.1)
+            scheduler.done(running[0], 0.1, turn)
             ran += running.pop(0).jobs
     while running or scheduler.waiting():
         while batch := scheduler.take(0):
@@ -172,7 +175,7 @@ def test_every_job_runs_once_or_was_replaced(
             assert len({each.key for each in batch.jobs}) == 1
             running.append(batch)
         assert 0 < len(running) <= workers
-        scheduler.done(running[0], 0.1)
+        scheduler.done(running[0], 0.1, 0)
         ran += running.pop(0).jobs
     dropped = [each for each in gone if each]
     assert all(each.lane in (Lane.PARTIAL, Lane.SPECULATIVE) for each in dropped)
@@ -190,19 +193,19 @@ def test_under_load_it_says_so_and_takes_it_back() -> None:
         batch = scheduler.take(now + 3)
         assert batch is not None
         now += 3
-        scheduler.done(batch, 0.1)
+        scheduler.done(batch, 0.1, now)
     assert scheduler.crowded
     hint = scheduler.admit(now)
     assert hint is not None
     assert hint == min(2 * scheduler.wait(now), 30.0) > 2 * Scheduler.FULL
     assert scheduler.waiting(Lane.PARTIAL)
     while (batch := scheduler.take(now)) is not None:
-        scheduler.done(batch, 0.1)
+        scheduler.done(batch, 0.1, now)
     for turn in range(30):
         scheduler.add(Job(turn, Lane.PARTIAL, SILENCE, 0), now)
         batch = scheduler.take(now)
         assert batch is not None
-        scheduler.done(batch, 0.1)
+        scheduler.done(batch, 0.1, now)
     assert not scheduler.crowded
     assert scheduler.admit(now) is None
 
@@ -229,7 +232,7 @@ def test_windows_are_decoded_one_by_one_where_a_batch_costs_as_much() -> None:
             batch = scheduler.take(turn)
             assert batch is not None
             taken.append(len(batch.jobs))
-            scheduler.done(batch, 0.02 * (1 + shared * (len(batch.jobs) - 1)))
+            scheduler.done(batch, 0.02 * (1 + shared * (len(batch.jobs) - 1)), turn)
         return taken
 
     alike, cheaper = sizes(1.0), sizes(0.1)
@@ -247,7 +250,7 @@ def test_recordings_do_not_begin_beside_a_live_decode_unless_they_starve() -> No
     assert taken(live) == ["stream"]
     assert scheduler.take(0) is None
     assert live is not None
-    scheduler.done(live, 5.0)
+    scheduler.done(live, 5.0, 0)
     scheduler.add(job("stream", Lane.PARTIAL), 0)
     assert taken(scheduler.take(0)) == ["file"]  # they had less than a tenth
     assert taken(scheduler.take(0)) == ["stream"]
@@ -266,11 +269,92 @@ def test_recordings_get_their_tenth_and_no_more_while_partials_wait() -> None:
                 bulk += 0.2 if batch.lane is Lane.BULK else 0.0
                 total += 0.2
             scheduler.add(job("c", Lane.PARTIAL), now - 0.4)  # somebody always waits
-            scheduler.done(batch, 0.2)
+            scheduler.done(batch, 0.2, now)
             if batch.lane is Lane.BULK or taken(batch) == ["c"]:
                 break
         now += 0.4
     assert 0.05 < bulk / total < 0.15
+
+
+def test_recordings_rest_the_longer_the_more_the_streams_have_to_do() -> None:
+    def files(every: float, streams: int = 1) -> int:
+        """Windows of recordings of 0.3 s in a minute in which live decodes of 0.05 s come `every` so many seconds."""
+        scheduler = Scheduler(2, 1)
+        scheduler.live_streams = streams
+        now, due, found, running = 0.0, 0.0, 0, list[tuple[float, Batch, float]]()
+        while now < 60:
+            if now >= due:
+                scheduler.add(job("stream", Lane.PARTIAL), now)
+                due += every
+            if not scheduler.waiting(Lane.BULK):
+                scheduler.add(job("file", Lane.BULK, key="30 s"), now)
+            for each in [each for each in running if each[0] <= now]:
+                running.remove(each)
+                scheduler.done(each[1], each[2], now)
+            while (batch := scheduler.take(now)) is not None:
+                took = 0.3 if batch.lane is Lane.BULK else 0.05
+                found += batch.lane is Lane.BULK
+                running.append((now + took, batch, took))
+            now += 0.01
+        return found
+
+    alone, quiet, busy = files(every=1e9), files(every=1.0), files(every=0.1)
+    assert alone > 180
+    assert 0.75 * alone < quiet < 0.95 * alone
+    assert 0.25 * alone < busy < 0.5 * alone
+    assert files(every=0.1, streams=0) > 180
+
+
+def test_somebody_has_to_come_back_for_recordings_that_rest() -> None:
+    scheduler = Scheduler(2, 1)
+    scheduler.live_streams = 1
+    for lane in (Lane.PARTIAL, Lane.BULK):
+        scheduler.add(job(lane, lane), 0)
+        batch = scheduler.take(0)
+        assert batch is not None
+        assert scheduler.rest(0) is None
+        scheduler.done(batch, 2.0, 2.0)
+    scheduler.add(job("file", Lane.BULK), 2.0)
+    rest = scheduler.rest(2.0)
+    assert rest is not None
+    assert rest > 0
+    assert scheduler.take(2.0 + 0.9 * rest) is None
+    assert taken(scheduler.take(2.0 + 1.01 * rest)) == ["file"]
+
+
+def test_recordings_go_on_once_the_streams_that_made_them_wait_say_nothing() -> None:
+    scheduler, now = Scheduler(2, 1), 0.0
+    scheduler.live_streams = 1
+    for turn in range(100):  # each partial waits 3 s for its turn
+        scheduler.add(job(turn, Lane.PARTIAL), now)
+        now += 3
+        batch = scheduler.take(now)
+        assert batch is not None
+        scheduler.add(job("next", Lane.PARTIAL), now)
+        scheduler.done(batch, 0.1, now)
+    scheduler.add(job("file", Lane.BULK), now)
+    while (batch := scheduler.take(now)) is not None:  # the recording gets its tenth
+        scheduler.done(batch, 2.0 if batch.lane is Lane.BULK else 0.1, now)
+    scheduler.add(job("file", Lane.BULK), now)
+    assert scheduler.take(now) is None
+    rest = scheduler.rest(now)
+    assert rest is not None
+    assert rest < 6
+    assert taken(scheduler.take(now + 1.01 * rest)) == ["file"]
+
+
+def test_recordings_use_what_many_workers_leave_idle() -> None:
+    scheduler = Scheduler(8, 1)
+    scheduler.live_streams = 1
+    for number in range(10):
+        scheduler.add(job(number, Lane.BULK, key="30 s"), 0)
+    for number in range(3):
+        scheduler.add(job(f"live {number}", Lane.PARTIAL), 0)
+    begun = []
+    while (batch := scheduler.take(0)) is not None:
+        begun.append(batch.lane)
+    assert begun.count(Lane.PARTIAL) == 3
+    assert begun.count(Lane.BULK) == 4  # one is left for what comes
 
 
 def test_recordings_are_decoded_a_window_at_a_time_beside_streams() -> None:
@@ -279,9 +363,9 @@ def test_recordings_are_decoded_a_window_at_a_time_beside_streams() -> None:
         scheduler.add(job("file", Lane.BULK, key="30 s"), 0)
     alone = scheduler.take(0)
     assert alone is not None
-    scheduler.done(alone, 0.2 * len(alone.jobs))
+    scheduler.done(alone, 0.2 * len(alone.jobs), 0)
     scheduler.live_streams = 1
-    beside = scheduler.take(0)
+    beside = scheduler.take(1)
     assert beside is not None
     assert len(alone.jobs) > len(beside.jobs) == 1
 
@@ -302,7 +386,7 @@ def test_streams_that_came_at_once_are_followed_one_by_one_where_windows_cost_to
         scheduler.add(job("stream", Lane.PARTIAL), 0)
         batch = scheduler.take(0)
         assert batch is not None
-        scheduler.done(batch, 0.1)
+        scheduler.done(batch, 0.1, 0)
     scheduler.live_streams = 10
     assert all(scheduler.admit(0) is None for _ in range(5))  # there is enough for all
     scheduler.live_streams = 128
@@ -322,7 +406,7 @@ def test_a_model_whose_windows_take_long_still_takes_a_second_stream() -> None:
         batch = scheduler.take(now)
         assert batch is not None
         now += 2.0
-        scheduler.done(batch, 2.0)
+        scheduler.done(batch, 2.0, now)
     scheduler.add(job("a", Lane.FINAL), now)
     assert scheduler.admit(now + 2.0) is None
     assert scheduler.admit(now + 20.0) == 30.0
