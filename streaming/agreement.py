@@ -126,22 +126,37 @@ class Agreement:
             word for word in words if (word.start + word.end) // 2 >= edge
         )
 
+    def settle(self, words: Sequence[Word]) -> bool:
+        """The recogniser can print no more than `words` of the audio from `trim`: all but the last two of them are
+        committed, and the window goes on behind what is. Answers whether it became shorter."""
+        prefix, before = self.prefix, self.trim
+        if any(word.text != forced.text for word, forced in zip(words, prefix, strict=False)):
+            return False
+        self.committed += tuple(words[len(prefix) : -2])
+        self.trim = self.settled
+        if self.trim > before:
+            self.tentative, self._previous = (), None
+        return self.trim > before
+
     def cut(self, edge: int) -> None:
-        """Shorten a window that has grown beyond 10 s, at a committed word, where little is lost."""
+        """Shorten a window that has grown beyond 10 s, at the last committed word that a pause or the end of a sentence
+        follows and that lies 3 s before the edge; where there is none, in the middle of a phrase, 6 s before it."""
         if edge - self.trim <= TRIM_ABOVE:
             return
-        best = None
+        pause = phrase = None
         for at, word in enumerate(self.committed):
             if word.end <= self.trim or word.end > edge - KEEP_AFTER_PAUSE:
                 continue
             following = self.committed[at + 1 : at + 2] or self.tentative[:1]
             paused = bool(following) and following[0].start - word.end >= PAUSE
             if paused or word.text.rstrip().endswith(SENTENCE_ENDS):
-                best = (word.end + following[0].start) // 2 if following else word.end
-            elif word.end <= edge - KEEP and (best is None or best <= edge - KEEP):
-                best = word.end if best is None or not paused else best
-        if best is not None:
-            self.trim = best
+                pause = (word.end + following[0].start) // 2 if following else word.end
+            elif word.end <= edge - KEEP:
+                phrase = word.end
+        if pause is not None and (edge - pause <= TRIM_ABOVE or phrase is None):
+            self.trim = pause
+        elif phrase is not None:
+            self.trim = phrase
 
 
 def _bare(text: str) -> str:

@@ -84,7 +84,8 @@ class Final:
     words: tuple[Word, ...]
     start: int
     end: int
-    """The samples it covers, pre-roll and trailing silence included; finals do not overlap."""
+    """The samples it covers, pre-roll and trailing silence included; finals do not overlap. Where an utterance was
+    split, words that were committed before lie beyond its end: they are in this final and in no other."""
     language: str | None
     timing: Timing = Timing()
     checkpoint: Checkpoint | None = None

@@ -49,6 +49,8 @@ class Piece:
 
     start: int
     end: int
+    speech: float = 1.0
+    """The detector's mean probability of it."""
 
     @property
     def length(self) -> int:
@@ -157,7 +159,7 @@ class RecordingSession:
             if higher is not None:
                 self._ask(pack, higher)
                 return
-            result = best
+            result = evidence.unlooped(best, len(pack.samples) / RATE)
         pack.best, pack.done = result, True
         self._publish()
 
@@ -174,20 +176,21 @@ class RecordingSession:
     def _decide(self, boundaries: list[Boundary | Cut]) -> None:
         for boundary in boundaries:
             match boundary:
-                case Stopped(start, end, _, split, _):
+                case Stopped(start, end, _, split, _, speech):
                     self._speech += end - start
                     if not split:
                         end = min(
                             end + TRAIL, max(end, self._listener.heard), self._listener.timeline.end
                         )
                     if self._joins(start, end):
-                        self._pieces[-1] = Piece(self._pieces[-1].start, end)
+                        last = self._pieces[-1]
+                        self._pieces[-1] = Piece(last.start, end, max(last.speech, speech))
                         self._edge = end
                         continue
                     if sum(piece.length for piece in self._pieces) + end - start > self._limit:
                         self._pack(self._pieces)
                         self._pieces = []
-                    self._pieces.append(Piece(max(start, self._edge), end))
+                    self._pieces.append(Piece(max(start, self._edge), end, speech))
                     self._edge = end
                 case Cut(_, True, _):
                     self._ended = True
@@ -277,9 +280,9 @@ class RecordingSession:
         for piece in pack.pieces:
             inside = min(max(cut - at, 0), piece.length)
             if inside > 0:
-                left.append(Piece(piece.start, piece.start + inside))
+                left.append(replace(piece, end=piece.start + inside))
             if inside < piece.length:
-                right.append(Piece(piece.start + inside, piece.end))
+                right.append(replace(piece, start=piece.start + inside))
             at += piece.length
         at = self._packs.index(pack)
         halves = _Pack(left, pack.samples[:cut]), _Pack(right, pack.samples[cut:])
@@ -299,7 +302,7 @@ class RecordingSession:
                 return
             self._packs.popleft()
             self._items.append(Progress(pack.pieces[-1].end, self._total))
-            if not evidence.silent(pack.best) and self._options.task != "detect":
+            if not self._silent(pack, pack.best) and self._options.task != "detect":
                 self._items.extend(self._segments(pack, pack.best))
             if self._options.task == "detect":
                 self._packs.clear()
@@ -320,10 +323,16 @@ class RecordingSession:
         """
         if not self._detecting:
             return True
-        detected = self._options.task == "detect" or not evidence.silent(result)
+        detected = self._options.task == "detect" or not self._silent(pack, result)
         if self._language is None and detected:
             self._language, self._probability = result.language, result.language_probability
         return not detected or result.language == self._language
+
+    def _silent(self, pack: _Pack, result: Hypothesis) -> bool:
+        """Neither the recogniser nor the detector holds any of it for speech."""
+        speech = max(piece.speech for piece in pack.pieces)
+        unsure = evidence.unsure(speech, self._options.vad_threshold)
+        return evidence.silent(result, unsure=unsure)
 
     def _segments(self, pack: _Pack, result: Hypothesis) -> list[Segment]:
         if not result.text.strip():

@@ -8,7 +8,7 @@ number pair a frame, in order, and the exact sample of a commit or of the end.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
 
@@ -21,7 +21,8 @@ ENTER_FRAMES = 3
 TAIL_FRAMES = 2
 """Frames of silence after which speech is thought to be over: 64 ms. A final covers them and no more."""
 EXIT_BELOW = 0.15
-"""The exit threshold lies this far under the enter threshold (Silero's choice)."""
+"""The exit threshold lies this far under the enter threshold (Silero's choice), but not below a quarter of it: with a
+low one nothing would ever be silence."""
 SPLIT_AT = 27 * RATE
 """An utterance is split before it is longer than this, so that it and its tail fit a 30 s window."""
 SPLIT_FROM = 12 * RATE
@@ -41,6 +42,8 @@ class Paused:
 
     start: int
     end: int
+    speech: float = field(default=1.0, compare=False)
+    """As in Stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class Stopped:
     """It was too long and goes on in the next one, which starts at `end`."""
     cut: bool = False
     """The audio ended in it."""
+    speech: float = field(default=1.0, compare=False)
+    """Mean probability of the frames in which somebody spoke: how sure the detector is of them."""
 
 
 Boundary: TypeAlias = Started | Paused | Resumed | Stopped
@@ -75,7 +80,7 @@ class Segmenter:
 
     def __init__(self, options: Options, start: int = 0) -> None:
         self._enter = options.vad_threshold
-        self._exit = options.vad_threshold - EXIT_BELOW
+        self._exit = max(options.vad_threshold - EXIT_BELOW, options.vad_threshold / 4)
         self._pre_roll = options.pre_roll_ms * RATE // 1000
         self._endpoint: float = max(1, round(options.endpointing_ms * RATE / 1000 / FRAME)) * FRAME
         if options.endpointing == "client":
@@ -86,6 +91,10 @@ class Segmenter:
         self._last = start  # end of the last frame fed
         self._silence = start  # where the current silence began
         self._run = 0  # speech frames in a row while idle
+        self._sum, self._spoken = (
+            0.0,
+            0,
+        )  # of the probabilities of speech frames, and how many those are
         self._eager = False  # a commit fell into speech: the next speech frame opens at once
         self._paused = False
         # (end of frame, probability, level) of the open utterance since SPLIT_FROM; at most 15 s of frames
@@ -100,6 +109,11 @@ class Segmenter:
     def start(self) -> int:
         """Where the open utterance begins; meaningless while nobody speaks."""
         return self._start
+
+    @property
+    def speech(self) -> float:
+        """Mean probability so far of the open utterance's frames in which somebody spoke; 1.0 before the first."""
+        return self._sum / self._spoken if self._spoken else 1.0
 
     @property
     def needed_from(self) -> int:
@@ -123,11 +137,13 @@ class Segmenter:
         elif probability < self._exit and self._state is _State.SPEECH:
             self._state = _State.SILENCE
             self._silence = max(begin, self._start)
+        if self._state is _State.SPEECH:
+            self._hear(probability)
         if self._state is _State.SILENCE:
             silent = end - self._silence
             if not self._paused and silent >= TAIL_FRAMES * FRAME:
                 self._paused = True
-                boundaries.append(Paused(self._start, self._tail(end)))
+                boundaries.append(Paused(self._start, self._tail(end), self.speech))
             if silent >= self._endpoint:
                 boundaries.append(self._stop(self._tail(end)))
                 return boundaries
@@ -148,11 +164,12 @@ class Segmenter:
 
     def _listen(self, begin: int, end: int, probability: float) -> list[Boundary]:
         if probability < (self._exit if self._eager else self._enter):
-            self._run = 0
+            self._run, self._sum, self._spoken = 0, 0.0, 0
             self._eager = False
             self._free = max(self._free, end - self._pre_roll)
             return []
         self._run += 1
+        self._hear(probability)
         if self._run < ENTER_FRAMES and not self._eager:
             return []
         return [self._open(begin - (self._run - 1) * FRAME)]
@@ -164,12 +181,17 @@ class Segmenter:
         self._dips.clear()
         return Started(self._start)
 
+    def _hear(self, probability: float) -> None:
+        self._sum += probability
+        self._spoken += 1
+
     def _tail(self, at: int) -> int:
         return min(at, self._silence + TAIL_FRAMES * FRAME)
 
     def _stop(self, end: int) -> Stopped:
-        stopped = Stopped(self._start, end, min(end, self._silence))
+        stopped = Stopped(self._start, end, min(end, self._silence), speech=self.speech)
         self._state, self._free, self._run, self._paused = _State.IDLE, end, 0, False
+        self._sum, self._spoken = 0.0, 0
         return stopped
 
     def _finish(self, at: int, goes_on: bool) -> list[Boundary]:
@@ -179,6 +201,7 @@ class Segmenter:
             boundaries.append(self._open(self._last - self._run * FRAME))
         if self._state is _State.IDLE:
             self._free, self._run = max(self._free, at), 0
+            self._sum, self._spoken = 0.0, 0
             return boundaries
         talking = self._state is _State.SPEECH
         if talking:
@@ -200,7 +223,7 @@ class Segmenter:
             depth = (round(probability, 1), level, -frames[i][0])
             if depth < best:
                 best, cut = depth, frames[i][0] - FRAME // 2
-        stopped = Stopped(self._start, cut, cut, split=True)
+        stopped = Stopped(self._start, cut, cut, split=True, speech=self.speech)
         self._start = self._free = cut
         self._dips = deque(frame for frame in frames if frame[0] - cut > SPLIT_FROM)
         return [stopped, Started(cut)]

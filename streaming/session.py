@@ -71,6 +71,9 @@ class _Utterance:
     guess: Final | None = None  # the final, if nobody speaks on
     edge: int = 0  # of the audio that `final` and `guess` cover
     doubted: Hypothesis | None = None  # the first, doubtful result of the job in `final`
+    speech: float = 1.0  # mean probability of its speech, once it paused or stopped
+    wordy: bool = False  # the recogniser cannot print all its text at once: word times are wanted
+    detected: str | None = None  # the language that its final or the guess at it was surely in
     fed: int | None = (
         None  # step recognisers: end of the audio heard; None: to be begun, maybe anew
     )
@@ -111,7 +114,7 @@ class Session:
         self._floor = min(FLOORS[options.window or "auto"], capabilities.full)
         self._language = options.language or (after.language if after else None)
         self._detected: str | None = (
-            None  # the last sure detection; two that agree lock the language
+            None  # of the last utterance, if that was sure; two that agree lock the language
         )
         self._steps = capabilities.kind == "step"
         self._numbers = after.utterance + 1 if after else 0
@@ -178,6 +181,8 @@ class Session:
         """A job came back with its result or its error."""
         utterance = job.tag
         assert isinstance(utterance, _Utterance)
+        # Of two that were decoded side by side the older came last. It must not commit what the guess does not hold.
+        stale = utterance.guess is not None or job.edge < utterance.told
         if not isinstance(job.result, Exception):
             utterance.told = max(utterance.told, job.edge)
         if job is utterance.final:
@@ -192,7 +197,7 @@ class Session:
                 utterance.asked = job.edge
             elif not isinstance(job.result, Hypothesis):
                 utterance.stumbles += 1
-            elif utterance.end is None:
+            elif utterance.end is None and not stale:
                 self._receive_partial(utterance, job, job.result)
             if self._steps and utterance.end is not None:
                 self._ask_last(utterance)
@@ -221,15 +226,17 @@ class Session:
             match boundary:
                 case Started(at):
                     self._start(at)
-                case Paused(_, end):
+                case Paused(_, end, speech):
+                    self._open[-1].speech = speech
                     if self.speculate or self._steps:
                         self._speculate(self._open[-1], end)
                 case Resumed():
                     self._resume(self._open[-1])
-                case Stopped(_, end, speech_end, split, cut):
-                    self._events.append(SpeechStopped(self._open[-1].number, speech_end, split))
-                    self._open[-1].cut = cut
-                    self._stop(self._open[-1], end)
+                case Stopped(_, end, speech_end, split, cut, speech):
+                    utterance = self._open[-1]
+                    self._events.append(SpeechStopped(utterance.number, speech_end, split))
+                    utterance.cut, utterance.speech = cut, speech
+                    self._stop(utterance, end)
                 case Cut(at, is_end, marker):
                     self._ended = self._ended or is_end
                     if not is_end:
@@ -266,7 +273,9 @@ class Session:
         if utterance.eager:
             self._events.append(SpeechResumed(utterance.number))
             utterance.eager = False
-        if utterance.final is not None and utterance.partial is None:
+        if utterance.final is not None and (
+            utterance.partial is None or utterance.final.started is not None
+        ):
             utterance.partial = utterance.final
         utterance.asked = max(utterance.asked, utterance.edge)
         utterance.final = utterance.guess = utterance.doubted = None
@@ -289,6 +298,10 @@ class Session:
             and (utterance.final.started is not None or utterance.final.lane is Lane.FINAL)
         ):
             pass  # it is being decoded already; asking again would only take longer
+        elif (
+            utterance.final is not None and utterance.edge == end and utterance.doubted is not None
+        ):
+            utterance.final = self._ask_again(utterance, Lane.FINAL, end)
         else:
             utterance.doubted = None
             utterance.edge = end
@@ -344,13 +357,24 @@ class Session:
             prefix=shifted(agreement.prefix, -agreement.trim),
             beam=options.beam or 1,
             temperature=max(options.temperature, temperature),
-            align=lane is Lane.PARTIAL or options.partials or options.words or options.tokens,
+            align=lane is Lane.PARTIAL
+            or options.partials
+            or options.words
+            or options.tokens
+            or utterance.wordy,
             floor=self._floor if floor is None else floor,
         )
         window = Window(self._listener.timeline.read(agreement.trim, edge), decoding)
         job = Job(self, lane, window, self._key(window), utterance, agreement.trim, edge)
         self._jobs.append(job)
         return job
+
+    def _ask_again(self, utterance: _Utterance, lane: Lane, edge: int) -> Job:
+        """What was doubtful, before it may become text: in a full window where it was a short one, else warmer."""
+        full = self._capabilities.full
+        if (self.options.window or "auto") == "auto" and self._floor < full:
+            return self._ask(utterance, lane, edge, floor=full)
+        return self._ask(utterance, lane, edge, temperature=RETRY)
 
     def _want_step(self, utterance: _Utterance, edge: int) -> None:
         if utterance.partial is not None and utterance.partial.started is not None:
@@ -412,12 +436,16 @@ class Session:
             self._show(utterance)
 
     def _receive_partial(self, utterance: _Utterance, job: Job, result: Hypothesis) -> None:
-        if evidence.silent(result) or job.start != utterance.agreement.trim:
+        utterance.speech = self._listener.segmenter.speech
+        if self._silent(utterance, result) or job.start != utterance.agreement.trim:
             return
-        self._learn_language(result)
-        words = shifted(result.words, job.start)
         trusted = not evidence.doubtful(result)
+        if not trusted:
+            result = evidence.unlooped(result, (job.edge - job.start) / RATE)
+        words = shifted(result.words, job.start)
         changed = utterance.agreement.receive_hypothesis(words, job.edge, trusted=trusted)
+        if trusted and result.capped:
+            changed |= utterance.agreement.settle(words)
         if utterance.agreement.committed and utterance.language is None:
             utterance.language = result.language  # the rest of the utterance is decoded in it
         if changed:
@@ -436,24 +464,24 @@ class Session:
             if utterance.end is not None:
                 utterance.outcome = Failed(utterance.number, error)
             return
+        lane = Lane.FINAL if utterance.end is not None else Lane.SPECULATIVE
         if (
             not self._steps
             and evidence.doubtful(result)
             and utterance.doubted is None
             and result.temperature < RETRY
         ):
-            # Once more before it may become text: in a full window where it was a short one, else warmer.
             utterance.doubted = result
-            lane = Lane.FINAL if utterance.end is not None else Lane.SPECULATIVE
-            full = self._capabilities.full
-            if (self.options.window or "auto") == "auto" and self._floor < full:
-                utterance.final = self._ask(utterance, lane, job.edge, floor=full)
-            else:
-                utterance.final = self._ask(utterance, lane, job.edge, temperature=RETRY)
+            utterance.final = self._ask_again(utterance, lane, job.edge)
             return
-        if utterance.doubted is not None and evidence.doubtful(result):
-            result = evidence.better(utterance.doubted, result)
-        self._learn_language(result)
+        if not self._steps and evidence.doubtful(result):
+            if utterance.doubted is not None:
+                result = evidence.better(utterance.doubted, result)
+            result = evidence.unlooped(result, (job.edge - job.start) / RATE)
+        elif result.capped and self._goes_on(utterance, job, result):
+            utterance.doubted = None
+            utterance.final = self._ask(utterance, lane, job.edge)
+            return
         started = job.added if job.started is None else job.started
         timing = Timing(started - job.added, job.finished - started, utterance.end is None)
         origin = utterance.agreement.trim if self._steps else job.start
@@ -462,7 +490,7 @@ class Session:
             self._finish(utterance, final)
             return
         utterance.guess = final
-        if not evidence.silent(result):
+        if not self._silent(utterance, result):
             words = shifted(result.words, job.start)
             trusted = not evidence.doubtful(result)
             changed = utterance.agreement.receive_hypothesis(
@@ -474,12 +502,30 @@ class Session:
             utterance.eager = True
             self._events.append(Eager(utterance.number, final.text))
 
-    def _learn_language(self, result: Hypothesis) -> None:
-        """Two sure detections in a row that agree lock the language of the stream."""
-        if self._language is None and (result.language_probability or 0.0) > SURE:
-            if self._detected == result.language:
-                self._language = result.language
-            self._detected = result.language
+    def _goes_on(self, utterance: _Utterance, job: Job, result: Hypothesis) -> bool:
+        """The text is longer than the recogniser can print: commit what it could, so that the rest can be asked for."""
+        if not result.words:
+            again = not utterance.wordy
+            utterance.wordy = True  # where the words lie tells where to go on
+            return again
+        words = shifted(result.words, job.start)
+        if job.start != utterance.agreement.trim or not utterance.agreement.settle(words):
+            return False
+        if self.options.partials:
+            self._show(utterance)
+        return True
+
+    def _silent(self, utterance: _Utterance, result: Hypothesis) -> bool:
+        """Neither the recogniser nor the detector holds it for speech."""
+        unsure = evidence.unsure(utterance.speech, self.options.vad_threshold)
+        return evidence.silent(result, unsure=unsure)
+
+    def _learn_language(self, utterance: _Utterance) -> None:
+        """Two utterances in a row that were surely in one language lock the stream's."""
+        if self._language is None:
+            if utterance.detected is not None and utterance.detected == self._detected:
+                self._language = utterance.detected
+            self._detected = utterance.detected
 
     # What the client hears.
 
@@ -507,7 +553,10 @@ class Session:
     ) -> Final:
         """The final of an utterance that ends at `utterance.edge`: the committed words, then the rest of `words`."""
         agreement = utterance.agreement
-        if evidence.silent(result):
+        silent = self._silent(utterance, result)
+        sure = (result.language_probability or 0.0) > SURE and not evidence.doubtful(result)
+        utterance.detected = result.language if sure and not silent else None
+        if silent:
             words = agreement.committed
         elif result.words:
             words = agreement.finish(words)
@@ -517,7 +566,7 @@ class Session:
         utterance.words = words
         return Final(
             utterance.number,
-            "" if evidence.silent(result) and not aligned else text,
+            "" if silent and not aligned else text,
             words if self.options.words else (),
             utterance.start,
             utterance.edge,
@@ -543,6 +592,8 @@ class Session:
             outcome = utterance.outcome
             if isinstance(outcome, Final):
                 self._settle(utterance, utterance.words)
+                if outcome.text:
+                    self._learn_language(utterance)
                 outcome = replace(outcome, stream_language=self._language)
             self._events.append(outcome)
             self._events.extend(utterance.markers)

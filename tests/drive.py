@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -54,8 +55,11 @@ def honest(window: Window) -> Hypothesis:
     return ScriptedBackend().decode([window])[0]
 
 
-def fickle(seed: int) -> Decode:
-    """A recogniser that changes its mind about anything it is not held to."""
+def fickle(seed: int, *, doubts: bool = False) -> Decode:
+    """A recogniser that changes its mind about anything it is not held to, punctuation and case included.
+
+    With `doubts` it also distrusts every fifth of its texts, or takes it for silence, and fails now and then.
+    """
     chance = random.Random(seed)
 
     def decode(window: Window) -> Hypothesis:
@@ -67,18 +71,25 @@ def fickle(seed: int) -> Decode:
             if roll < 0.1:
                 continue
             text = f" w{chance.randrange(60)}" if roll < 0.3 else word.text
+            if 0.3 < roll < 0.4:
+                text = text.upper() if roll < 0.35 else f"{text},"
             words.append(Word(text, word.start, word.end, word.probability, word.tokens))
             if roll > 0.9:
                 words.append(Word(" uh", word.end, word.end, 0.2))
         kept = tuple(words)
+        doubt = chance.random() if doubts else 1.0
+        if doubt < 0.05:
+            raise BackendError("out of luck")
         return Hypothesis(
             "".join(word.text for word in kept),
-            kept,
-            language="en",
+            kept if window.decoding.align else (),
+            language=chance.choice(("en", "fr")) if doubts else "en",
             language_probability=0.9,
-            log_probability=-0.1,
-            no_speech=0.0,
-            compression_ratio=1.0,
+            log_probability=-0.1 if doubt > 0.2 else -1.2,
+            no_speech=0.9 if doubt < 0.1 else 0.0,
+            compression_ratio=3.0 if 0.2 < doubt < 0.25 else 1.0,
+            temperature=window.decoding.temperature,
+            capped=0.25 < doubt < 0.3,
         )
 
     return decode
@@ -94,14 +105,15 @@ def drive(
     commits: Sequence[int] = (),
     workers: int = 1,
     stepper: StepBackend | None = None,
+    full: int = 0,
 ) -> list[Event]:
     """All events of a stream that hears `audio` in messages of `sizes`.
 
     Each message is a turn; a decode takes as many turns as `delays` says, in rotation. `commits` are sample counts. With a
-    `stepper` the recogniser hears steps instead of windows.
+    `stepper` the recogniser hears steps instead of windows; with `full` its whole window has so many samples.
     """
     steps = Steps(stepper) if stepper is not None else None
-    capabilities = stepper.capabilities if stepper is not None else CAPABILITIES
+    capabilities = stepper.capabilities if stepper is not None else replace(CAPABILITIES, full=full)
     session = Session(options, capabilities, lambda window: len(window.samples) // (5 * RATE))
     scheduler = Scheduler(workers, 4)
     running: list[tuple[int, object]] = []
@@ -131,10 +143,13 @@ def drive(
         due = [batch for when, batch in running if when <= turn]
         running = [(when, batch) for when, batch in running if when > turn]
         for batch in due:
-            scheduler.done(batch, 0.1)
+            scheduler.done(batch, 0.1, float(turn))
             for job in batch.jobs:
                 if isinstance(job.window, Window):
-                    job.result = decode(job.window)
+                    try:
+                        job.result = decode(job.window)
+                    except BackendError as error:
+                        job.result = error
                 else:
                     assert steps is not None
                     try:

@@ -70,6 +70,15 @@ def test_the_endpoint_is_rounded_to_the_nearest_frame(milliseconds: int, frames:
     assert stops(boundaries("SSSS" + "." * frames, options, end=False))
 
 
+@pytest.mark.parametrize("threshold", [0.05, 0.1, 0.15, 0.2])
+def test_with_a_low_threshold_utterances_end_too(threshold: float) -> None:
+    segmenter, found = Segmenter(Options(vad_threshold=threshold)), list[Boundary]()
+    for number in range(1, 60):
+        probability = threshold if number < 20 else threshold / 5
+        found += segmenter.receive_frame(number * FRAME, probability, 0.0)
+    assert [type(each) for each in found] == [Started, Paused, Stopped]
+
+
 def test_what_is_open_at_the_end_is_closed_there() -> None:
     assert stops(boundaries("." * 20 + "S" * 30)) == [(20 * FRAME - 5120, 50 * FRAME)]
 

@@ -1,6 +1,8 @@
 """The promises of a stream hold for any speech, message size, delay and change of mind."""
 
 import random
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,9 @@ from streaming.events import (
     SpeechStarted,
     SpeechStopped,
 )
+from streaming.scheduler import Job, Lane
+from streaming.segmenter import FRAME
+from streaming.session import Session
 from streaming.types import RATE, Options, Word
 from tests.drive import delays, drive, fickle, honest, sizes, speak, talk
 
@@ -91,6 +96,14 @@ def test_a_split_before_committed_words_neither_loses_nor_doubles_them(
     assert said(events).split() == [f"w{word}" for word in words]
     first, second = finals(events)
     assert first.end == second.start
+    # Which of the two finals has the words around the split depends on the load; but only what was committed before the
+    # split lies on its other side, and each final is the words of its own times, in order.
+    before_split = events[: next(n for n, e in enumerate(events) if isinstance(e, SpeechStopped))]
+    committed = [e.committed for e in before_split if isinstance(e, Partial)]
+    beyond = [word for word in first.words if word.start >= first.end]
+    assert not beyond or committed[-1].endswith("".join(word.text for word in beyond))
+    edge = first.words[-1].end
+    assert all(word.start >= edge for word in second.words)
     assert abs(first.end / RATE - (0.5 + before * 0.25 + 0.06)) < 0.12
     assert stepper is None or stepper.open_states == 0
 
@@ -108,6 +121,183 @@ def test_what_a_window_was_cut_off_is_settled() -> None:
     agreement.cut(11 * RATE)
     assert [word.text for word in agreement.committed] == [" a", " b."]
     assert agreement.trim == agreement.settled == 3 * RATE
+
+
+def test_a_window_is_cut_at_a_pause_where_there_is_one_and_else_in_a_phrase() -> None:
+    def trim(gap: float) -> float:
+        """In seconds, after 10.2 s of words of half a second; `gap` follows the fourth."""
+        agreement, at, words = Agreement(0, CAPABILITIES), 0.0, []
+        for number in range(17):
+            words.append(Word(f" w{number}", round(at * RATE), round((at + 0.5) * RATE), 0.9))
+            at += 0.5 + (gap if number == 3 else 0.0)
+        for _ in range(2):
+            agreement.receive_hypothesis(words, 10 * RATE)
+        agreement.cut(round(10.2 * RATE))
+        return agreement.trim / RATE
+
+    assert trim(0.3) == 2.15
+    assert trim(0.1) == 4.1  # 6 s before the edge at least
+
+
+def _heard(*texts: str, step: int = RATE // 4, **more: Any) -> Hypothesis:
+    """What a recogniser says, a word each quarter of a second."""
+    words = tuple(
+        Word(text, at * step, at * step + step - 400, 0.9) for at, text in enumerate(texts)
+    )
+    found = {"language": "en", "log_probability": -0.1, "no_speech": 0.0} | more
+    return Hypothesis("".join(texts), words, **found)
+
+
+class _Stage:
+    """A session, fed frame by frame; its jobs come back when the test says so."""
+
+    def __init__(self, options: Options, full: int = 0) -> None:
+        self.session = Session(options, replace(CAPABILITIES, full=full), lambda _: 0)
+
+    def hear(self, frames: int, probability: float) -> list[Job]:
+        """Jobs that these frames ask for; they are taken at once."""
+        level = 0.1 if probability > 0.1 else 0.0
+        self.session.receive_audio(np.full(frames * FRAME, level, np.float32))
+        heard = self.session.frames()
+        self.session.receive_probabilities(
+            heard, np.full(len(heard) // FRAME, probability, np.float32)
+        )
+        return self.jobs()
+
+    def jobs(self) -> list[Job]:
+        jobs = self.session.jobs()
+        for job in jobs:
+            job.started = 0.0
+        return jobs
+
+    def answer(self, job: Job, result: Hypothesis) -> None:
+        job.result = result
+        self.session.receive_result(job)
+
+
+def test_a_partial_that_comes_after_the_guess_it_ran_beside_commits_nothing() -> None:
+    stage = _Stage(Options(pre_roll_ms=0))
+    (first,) = stage.hear(60, 0.9)
+    stage.answer(first, _heard(" the", " dog"))
+    (partial,) = stage.hear(12, 0.9)
+    (guess,) = stage.hear(3, 0.01)
+    assert guess.lane is Lane.SPECULATIVE
+    stage.answer(guess, _heard(" the", " cat,", " sat", " down."))
+    stage.answer(partial, _heard(" the", " cat", " sat"))
+    stage.hear(20, 0.01)
+    events = stage.session.events()
+    committed = [event.committed for event in events if isinstance(event, Partial)]
+    assert said(events) == " the cat, sat down."
+    assert all(said(events).startswith(each) for each in committed)
+
+
+def test_an_older_partial_takes_nothing_back_that_a_newer_one_showed() -> None:
+    stage = _Stage(Options(pre_roll_ms=0))
+    (first,) = stage.hear(60, 0.9)
+    (guess,) = stage.hear(3, 0.01)
+    stage.hear(1, 0.9)  # it was no pause: what was a guess is a partial now
+    stage.answer(guess, _heard(" the", " cat", " sat", " down"))
+    shown = stage.session.events()[-1]
+    stage.answer(first, _heard(" a", " hat"))
+    assert isinstance(shown, Partial)
+    assert stage.session.events() == []
+
+
+@pytest.mark.parametrize(
+    ("detections", "locked"),
+    [
+        ([("en", 0.9), ("en", 0.9)], "en"),
+        ([("en", 0.9), ("fr", 0.9), ("en", 0.9)], None),
+        ([("en", 0.9), ("en", 0.5), ("en", 0.9)], None),
+        ([("fr", 0.9), ("en", 0.9), ("en", 0.9)], "en"),
+        ([("en", 0.9)], None),
+    ],
+)
+def test_two_utterances_in_a_row_in_one_language_lock_it(
+    detections: list[tuple[str, float]], locked: str | None
+) -> None:
+    stage = _Stage(Options(pre_roll_ms=0))
+    for language, probability in detections:
+        for job in stage.hear(60, 0.9) + stage.hear(3, 0.01):
+            assert job.window.decoding.language is None
+            stage.answer(
+                job, _heard(" a", " b", language=language, language_probability=probability)
+            )
+        stage.hear(20, 0.01)
+    (job,) = stage.hear(60, 0.9)
+    assert job.window.decoding.language == locked
+
+
+def test_a_doubtful_guess_whose_second_try_waits_at_the_endpoint_is_not_decoded_a_third_time() -> (
+    None
+):
+    stage = _Stage(Options(pre_roll_ms=0, partials=False), full=30 * RATE)
+    (guess,) = stage.hear(60, 0.9) + stage.hear(3, 0.01)
+    stage.answer(guess, _heard(" so", log_probability=-1.5))
+    (again,) = stage.jobs()
+    again.started = None  # it waits
+    (final,) = stage.hear(20, 0.01)
+    assert again.window.decoding.floor == final.window.decoding.floor == 30 * RATE
+    assert final.lane is Lane.FINAL
+    stage.answer(final, _heard(" low", log_probability=-1.2))
+    assert stage.jobs() == []
+    assert said(stage.session.events()) == " low"
+
+
+@pytest.mark.parametrize("partials", [False, True])
+def test_a_text_longer_than_the_recogniser_can_print_is_asked_for_in_parts(partials: bool) -> None:
+    def terse(window: Window) -> Hypothesis:
+        found = honest(replace_align(window))
+        if len(found.words) <= 12:
+            return found if window.decoding.align else replace(found, words=())
+        words = found.words[:12] if window.decoding.align else ()
+        text = "".join(word.text for word in found.words[:12])
+        return replace(found, text=text, words=words, capped=True)
+
+    def replace_align(window: Window) -> Window:
+        return replace(window, decoding=replace(window.decoding, align=True))
+
+    words = [n * 7 % 60 for n in range(80)]
+    audio = speak([0.5, *words, 1.0])
+    events = drive(audio, Options(pre_roll_ms=0, partials=partials), decode=terse)
+    assert said(events).split() == [f"w{word}" for word in words]
+    assert len(finals(events)) == 1
+
+
+def test_a_loop_is_said_once() -> None:
+    def looping(window: Window) -> Hypothesis:
+        found = honest(window)
+        if not found.words:
+            return found
+        last = found.words[-1]
+        loop = [replace(last, text=text) for text in (" thank", " you") * 40]
+        return replace(
+            found,
+            text=found.text + "".join(word.text for word in loop),
+            words=(*found.words, *loop),
+            compression_ratio=9.0,
+            capped=True,
+        )
+
+    events = drive(speak([0.5, 1, 2, 3, 1.0]), WORDS, decode=looping)
+    assert said(events) == " w1 w2 w3 thank you"
+    shown = [e.committed + e.tentative for e in events if isinstance(e, Partial)]
+    assert max(text.count("thank") for text in shown) <= 1
+
+
+def test_noise_that_neither_detector_nor_recogniser_holds_for_speech_says_nothing() -> None:
+    def text(probability: float, no_speech: float) -> str:
+        stage = _Stage(Options(pre_roll_ms=0))
+        for job in stage.hear(30, probability) + stage.hear(3, 0.01):
+            stage.answer(job, _heard(" Thank", " you.", no_speech=no_speech))
+        stage.hear(20, 0.01)
+        events = stage.session.events()
+        assert not any(isinstance(e, Partial) for e in events) or said(events)
+        return said(events)
+
+    assert text(0.55, 0.5) == ""
+    assert text(0.55, 0.1) == " Thank you."
+    assert text(0.9, 0.5) == " Thank you."
 
 
 def test_a_marker_follows_the_finals_of_all_that_came_before() -> None:
@@ -139,17 +329,54 @@ def test_silence_gives_no_event_at_all() -> None:
     assert drive(np.zeros(60 * RATE, np.float32), WORDS, sizes=(8000,)) == []
 
 
-@settings(deadline=None, max_examples=60)
-@given(talk, sizes, delays, st.integers(0, 2**31), st.lists(st.integers(1, 5 * RATE), max_size=3))
+options = st.builds(
+    Options,
+    words=st.booleans(),
+    partials=st.booleans(),
+    eager=st.booleans(),
+    endpointing=st.sampled_from(["silence", "client"]),
+    endpointing_ms=st.sampled_from([100, 200, 500, 1000]),
+    pre_roll_ms=st.sampled_from([0, 320]),
+    vad_threshold=st.sampled_from([0.1, 0.5, 0.9]),
+    window=st.sampled_from(["auto", "short", "full"]),
+)
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    talk,
+    options,
+    sizes,
+    delays,
+    st.integers(1, 3),
+    st.booleans(),
+    st.integers(0, 2**31),
+    st.lists(st.integers(1, 5 * RATE), max_size=3),
+)
 def test_committed_never_shrinks_and_finals_come_once_and_in_order(
-    words: list[int | float], sizes: list[int], delays: list[int], seed: int, commits: list[int]
+    words: list[int | float],
+    options: Options,
+    sizes: list[int],
+    delays: list[int],
+    workers: int,
+    doubts: bool,
+    seed: int,
+    commits: list[int],
 ) -> None:
     events = drive(
-        speak(words), WORDS, sizes=sizes, delays=delays, decode=fickle(seed), commits=commits
+        speak(words),
+        options,
+        sizes=sizes,
+        delays=delays,
+        decode=fickle(seed, doubts=doubts),
+        commits=commits,
+        workers=workers,
+        full=30 * RATE,
     )
     committed: dict[int, str] = {}
     done: list[int] = []
     revision: dict[int, int] = {}
+    eager: dict[int, str] = {}
     edge = 0
     for event in events:
         match event:
@@ -163,9 +390,14 @@ def test_committed_never_shrinks_and_finals_come_once_and_in_order(
                 assert event.text.startswith(committed.get(event.utterance, ""))
                 assert event.start >= edge
                 edge = event.end
+                assert event.utterance not in eager or event.text == eager[event.utterance]
                 done.append(event.utterance)
             case Failed():
                 done.append(event.utterance)
+            case Eager():
+                eager[event.utterance] = event.text
+            case SpeechResumed():
+                eager.pop(event.utterance, None)
             case _:
                 pass
     started = [event.utterance for event in events if isinstance(event, SpeechStarted)]
@@ -193,13 +425,22 @@ def test_a_split_takes_no_committed_word_back(seed: int, before: int, delays: li
 
 
 @settings(deadline=None, max_examples=40)
-@given(talk, sizes, delays, st.lists(st.integers(1, 5 * RATE), max_size=3))
+@given(
+    talk, options, sizes, delays, st.integers(1, 3), st.lists(st.integers(1, 5 * RATE), max_size=3)
+)
 def test_message_size_and_load_change_neither_boundaries_nor_text(
-    words: list[int | float], sizes: list[int], delays: list[int], commits: list[int]
+    words: list[int | float],
+    options: Options,
+    sizes: list[int],
+    delays: list[int],
+    workers: int,
+    commits: list[int],
 ) -> None:
     audio = speak(words)
-    reference = finals(drive(audio, WORDS, sizes=(10**9,), delays=(0,), commits=commits))
-    finals_now = finals(drive(audio, WORDS, sizes=sizes, delays=delays, commits=commits))
+    reference = finals(drive(audio, options, sizes=(10**9,), delays=(0,), commits=commits))
+    finals_now = finals(
+        drive(audio, options, sizes=sizes, delays=delays, commits=commits, workers=workers)
+    )
     assert [(f.start, f.end, f.text) for f in finals_now] == [
         (f.start, f.end, f.text) for f in reference
     ]
