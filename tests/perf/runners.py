@@ -16,15 +16,18 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-from streaming.backends import loaders
+from streaming.backends import faster_whisper, loaders
+from streaming.backends.base import Decoding, Window
 from streaming.events import Final
 from streaming.local import LocalEngine, Plan
 from streaming.models import Catalogue
+from streaming.session import FLOORS
 from streaming.types import RATE, Device, Options, Recording
 from streaming.vad.silero import Silero
 from tests import toy
@@ -62,6 +65,20 @@ async def final(engine: LocalEngine, number: int) -> float:
     raise AssertionError("no final")
 
 
+def bare(shape: str) -> Callable[[int], float]:
+    """Milliseconds of the decode alone of the window that `final` of a sentence waits for."""
+    model = faster_whisper.LOADER.load(toy.build(shape), Device(workers=2, threads=1))
+    decoding = Decoding(language="en", beam=1, floor=FLOORS["auto"])
+
+    def decode(number: int) -> float:
+        window = Window(lines()[number].samples[: 4 * RATE], decoding)
+        began = time.perf_counter()
+        model.decode([window])
+        return 1000 * (time.perf_counter() - began)
+
+    return decode
+
+
 async def file(engine: LocalEngine) -> float:
     """Seconds of audio a second."""
     began = time.perf_counter()
@@ -74,19 +91,25 @@ async def measure(shape: str, rounds: int) -> None:
     """Take turns, print."""
     here, there = engine(shape, runners=False), engine(shape, runners=True)
     finals: tuple[list[float], list[float]] = ([], [])
+    decode, decodes = bare(shape), list[float]()
     files: tuple[list[float], list[float]] = ([], [])
     await residence(there)
     for each in (here, there):
         await each.load("toy")
         await final(each, 0)
         await file(each)
+    decode(0)
     for turn in range(rounds):
         for number in range(12):
             for which in (0, 1) if (turn + number) % 2 else (1, 0):
                 finals[which].append(await final((here, there)[which], number))
+            decodes.append(decode(number))
         for which in (0, 1) if turn % 2 else (1, 0):
             files[which].append(await file((here, there)[which]))
     more = statistics.median(b - a for a, b in zip(*finals, strict=True))
+    shares = [
+        statistics.median(a / b for a, b in zip(times, decodes, strict=True)) for times in finals
+    ]
     print(f"shape {shape}, {12 * rounds} finals and {rounds} files each\n")
     print("| model | commit → final P50 | P95 | recording, × real time |")
     print("|---|--:|--:|--:|")
@@ -96,8 +119,12 @@ async def measure(shape: str, rounds: int) -> None:
             f"| {name} | {statistics.median(times):.1f} ms | {times[int(0.95 * len(times))]:.1f} ms"
             f" | {statistics.median(speeds):.1f} |"
         )
+    print(
+        f"| the decode alone | {statistics.median(decodes):.1f} ms | {sorted(decodes)[int(0.95 * len(decodes))]:.1f} ms | |"
+    )
+    print(f"\ncommit → final: × {shares[0]:.2f} and × {shares[1]:.2f} of the decode alone")
     ratio = statistics.median(b / a for a, b in zip(*files, strict=True))
-    print(f"\ncommit → final: {more:+.1f} ms, pairwise median; recordings: × {ratio:.3f}")
+    print(f"commit → final: {more:+.1f} ms, pairwise median; recordings: × {ratio:.3f}")
     await here.aclose()
     await there.aclose()
 

@@ -18,7 +18,11 @@ are taken on the clients' side against the true word times:
     commit -> final  from sending a commit after the end of speech to the final (`--commit`)
     erasure          words shown and taken back, a word of the finals
 
-Word error rates stand beside that of the same audio over REST (`--gap`).
+    lost/doubled     utterances, told apart by where the detector alone says that they end, without a final or with two
+    shed             partials that were asked for and gave way to newer ones, of all asked for
+
+Word error rates stand beside that of the same audio over REST (`--gap`). `missing/extra` are words that the recogniser
+misheard; that none is lost or doubled is exact only with the scripted one: `tests/perf/chaos.py --scripted`.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -56,6 +61,10 @@ from tests.fakes import Line, lines, noise, pcm, wav
 from tests.perf.footprint import family, resident
 
 RATE = 16000
+SHED_AND_DECODED = (
+    r'open_speech_partials_dropped_total\{.*reason="busy"',
+    r'open_speech_decode_queue_seconds_count\{kind="partial"',
+)
 MESSAGE = RATE * 40 // 1000
 """Samples a message: what browsers and voice agents send."""
 
@@ -64,6 +73,7 @@ MESSAGE = RATE * 40 // 1000
 class Script:
     """What one stream hears: its audio and the true words of each sentence, `(text, start, end)`."""
 
+    seed: int
     language: str
     samples: np.ndarray
     sentences: tuple[tuple[tuple[str, float, float], ...], ...]
@@ -110,7 +120,7 @@ def compose(seed: int, seconds: float) -> Script:
         samples
         + noise(len(samples) / RATE, level=chance.uniform(0.0, 0.002), seed=seed)[: len(samples)]
     )
-    return Script(language, samples.astype(np.float32), tuple(sentences))
+    return Script(seed, language, samples.astype(np.float32), tuple(sentences))
 
 
 @cache
@@ -225,11 +235,15 @@ class Figures:
     errors: int = 0
     missing: int = 0
     extra: int = 0
+    lost: int = 0
+    doubled: int = 0
     committed_words: int = 0
     committed_errors: int = 0
     partials: int = 0
     speech: float = 0.0
     failed: list[str] = field(default_factory=list)
+    offline: Sequence[int] = ()
+    """Word errors and words of the same audio over REST."""
 
     def take(self, heard: Heard, endpointing: int | None) -> None:
         """Add one stream; `endpointing` in milliseconds, None where the client ends utterances."""
@@ -306,6 +320,9 @@ class Figures:
                 self.final.append(when - heard.began - mine[-1][1][2])
         if endpointing is not None:
             known = decided(heard.script, endpointing)
+            ends = [round(final["end"] * RATE) for _, final in finals]
+            self.lost += len(set(known) - set(ends))
+            self.doubled += len(ends) - len(set(ends) & set(known))
             for when, final in finals:
                 at = known.get(round(final["end"] * RATE))
                 if at is not None and (number := -(-at // MESSAGE) - 1) < len(heard.sent):
@@ -394,25 +411,36 @@ def memory(pid: int) -> float:
     return resident(pid) * 1e6 / 2**20
 
 
-def offline(port: int, scripts: list[Script]) -> tuple[int, int]:
+def offline(port: int, script: Script) -> tuple[int, int]:
     """Word errors and words of the same audio over REST."""
+    if script.seed in _offline:
+        return _offline[script.seed]
     import httpx2
 
-    errors = words = 0
-    for script in scripts:
-        answer = httpx2.post(
-            f"http://127.0.0.1:{port}/v1/audio/transcriptions",
-            data={"response_format": "text", "language": script.language},
-            files={"file": ("a.wav", wav(script.samples))},
-            timeout=300,
-        )
-        answer.raise_for_status()
-        found = jiwer.process_words(
-            " ".join(plain(script.text)), " ".join(plain(answer.text)) or "∅"
-        )
-        errors += found.substitutions + found.deletions + found.insertions
-        words += len(plain(script.text))
-    return errors, words
+    answer = httpx2.post(
+        f"http://127.0.0.1:{port}/v1/audio/transcriptions",
+        data={"response_format": "text", "language": script.language},
+        files={"file": ("a.wav", wav(script.samples))},
+        timeout=300,
+    )
+    answer.raise_for_status()
+    found = jiwer.process_words(" ".join(plain(script.text)), " ".join(plain(answer.text)) or "∅")
+    errors = found.substitutions + found.deletions + found.insertions
+    _offline[script.seed] = errors, len(plain(script.text))
+    return _offline[script.seed]
+
+
+_offline: dict[int, tuple[int, int]] = {}  # rows share scripts
+
+
+def partials_shed(port: int) -> list[float]:
+    """Partials of the toy so far that gave way to newer ones, and that were decoded."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    return [
+        sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if re.match(name, line))
+        for name in SHED_AND_DECODED
+    ]
 
 
 class Bulk:
@@ -456,7 +484,8 @@ class Bulk:
 
 COLUMNS = (
     "streams", "first partial", "word", "commit", "speech -> final", "our share", "erasure", "WER %",
-    "WER of committed %", "missing/extra", "changed", "partials a s", "CPU", "MiB",
+    "WER of committed %", "REST WER %", "missing/extra", "lost/doubled", "changed", "partials a s", "shed", "CPU",
+    "MiB",
 )  # fmt: skip
 
 
@@ -468,6 +497,8 @@ def measure(
     processes = min(streams, 2)
     shares = [scripts[at::processes] for at in range(processes)]
     options = {"endpointing_ms": str(given.endpointing), "partials": "true"}
+    if given.detect:
+        options["language"] = "auto"
     if given.commit:
         options["endpointing_ms"] = "5000"
     beside = Bulk(given.port) if bulk else None
@@ -478,6 +509,7 @@ def measure(
         start = time.monotonic() + 3.0
         url = f"ws://127.0.0.1:{given.port}"
         before, began = cpu_seconds(server.pid), time.monotonic()
+        shed = partials_shed(given.port)
         told = pool.starmap(
             client,
             [
@@ -486,19 +518,26 @@ def measure(
             ],
         )
         lasted = time.monotonic() - began
+        shed = [now - then for now, then in zip(partials_shed(given.port), shed, strict=True)]
         used = (cpu_seconds(server.pid) - before) / (lasted - 3.0)
     figures = Figures()
     for share in told:
         for heard in share:
             figures.take(heard, None if given.commit else given.endpointing)
+    if given.gap:
+        figures.offline = [
+            sum(each) for each in zip(*(offline(given.port, s) for s in scripts), strict=True)
+        ]
     row = (
         streams, quantiles(figures.first), quantiles(figures.word), quantiles(figures.commit),
         quantiles(figures.answer if given.commit else figures.final), quantiles(figures.share),
         f"{figures.erased / max(1, figures.shown):.3f}",
         f"{100 * figures.errors / max(1, figures.words):.2f}",
         f"{100 * figures.committed_errors / max(1, figures.committed_words):.2f}",
-        f"{figures.missing}/{figures.extra}", figures.changed,
-        f"{figures.partials / max(1.0, figures.speech):.1f}", f"{100 * used:.0f} %",
+        f"{100 * figures.offline[0] / figures.offline[1]:.2f}" if given.gap else "",
+        f"{figures.missing}/{figures.extra}", f"{figures.lost}/{figures.doubled}" if not given.commit else "",
+        figures.changed, f"{figures.partials / max(1.0, figures.speech):.1f}",
+        f"{100 * shed[0] / max(1.0, sum(shed)):.0f} %", f"{100 * used:.0f} %",
         f"{memory(server.pid):.0f}",
     )  # fmt: skip
     print("| " + " | ".join(map(str, row)) + " |", flush=True)
@@ -509,10 +548,9 @@ def measure(
     return figures
 
 
-def gap(given: argparse.Namespace, figures: Figures) -> None:
+def gap(figures: Figures) -> None:
     """What streaming costs in words: the same audio, live and over REST."""
-    scripts = [compose(given.seed + at, given.seconds) for at in range(max(given.streams))]
-    errors, words = offline(given.port, scripts)
+    errors, words = figures.offline
     rest = 100 * errors / words
     finals = 100 * figures.errors / max(1, figures.words)
     committed = 100 * figures.committed_errors / max(1, figures.committed_words)
@@ -579,11 +617,12 @@ def main() -> None:
         "--commit", action="store_true", help="the client ends utterances: prints commit -> final"
     )
     parser.add_argument(
-        "--gap", action="store_true", help="the audio of the last row over REST, for its words"
+        "--gap", action="store_true", help="the audio of each row over REST, too, for its words"
     )
     parser.add_argument(
         "--bulk", action="store_true", help="each row twice: alone, and beside recordings"
     )
+    parser.add_argument("--detect", action="store_true", help="tell no language")
     parser.add_argument("--hour", action="store_true", help="one hour at ten times real time")
     parser.add_argument(
         "--commit-after", type=float, default=0.15, help="seconds after the last word"
@@ -615,7 +654,7 @@ def main() -> None:
                 moved = at95(beside.final) / at95(alone.final) - 1
                 print(f"    P95 of speech -> final moved by {100 * moved:+.1f} %")
         if given.gap:
-            gap(given, alone)
+            gap(alone)
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(30)
