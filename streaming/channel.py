@@ -8,7 +8,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
@@ -20,7 +20,12 @@ from streaming.types import Device, Samples
 
 _LENGTHS = struct.Struct("!II")
 BUFFER = 2**20
-"""Bytes that the kernel may hold of a message: a window of 16 s leaves in one go."""
+"""Bytes of a message that the kernel is asked to hold. It allows `net.core.wmem_max`, 212,992 on most systems: of a
+window of 30 s, which has 1.9 MB, most waits until the other end reads."""
+
+Watch: TypeAlias = Callable[[Callable[[float], bool]], None]
+"""Called where the other end has to be waited for, with what waits so many seconds and says whether it is ready:
+returns when it is, or raises what the caller of `Channel` is to get."""
 
 
 class Load(msgspec.Struct, tag=True):
@@ -131,36 +136,28 @@ class Channel:
         self._end = end
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
 
-    def send(self, message: Request | Reply, audio: Sequence[Samples] = ()) -> None:
-        """Raises Broken."""
+    def send(
+        self,
+        message: Request | Reply,
+        audio: Sequence[Samples] = (),
+        watch: Watch | None = None,
+    ) -> None:
+        """Waits for the other end as `watch` does, else for ever. Raises Broken."""
         body = _ENCODER.encode(message)
         pieces = [np.ascontiguousarray(each, np.float32) for each in audio]
         size = sum(piece.nbytes for piece in pieces)
-        try:
-            self._end.sendall(_LENGTHS.pack(len(body), size) + body)
-            for piece in pieces:
-                self._end.sendall(piece.data)
-        except OSError as error:
-            raise Broken from error
+        self._give(_LENGTHS.pack(len(body), size) + body, watch)
+        for piece in pieces:
+            self._give(piece.view(np.uint8).data, watch)
 
     def request(self) -> tuple[Request, Samples]:
         """The runner's side: the next question with its audio, one after the other. Raises Broken."""
         body, audio = self._receive()
         return _REQUESTS.decode(body), np.frombuffer(audio, np.float32)
 
-    def reply(self) -> Reply:
-        """The server's side: the answer. Raises Broken."""
-        return _REPLIES.decode(self._receive()[0])
-
-    def wait(self, seconds: float) -> bool:
-        """Something came, or the other end is gone, within `seconds`."""
-        try:
-            # poll, not select: a busy server has descriptors beyond 1024
-            waiting = select.poll()
-            waiting.register(self._end, select.POLLIN)
-            return bool(waiting.poll(seconds * 1000))
-        except (OSError, ValueError):
-            return True
+    def reply(self, watch: Watch | None = None) -> Reply:
+        """The server's side: the answer, waited for as `watch` does. Raises Broken."""
+        return _REPLIES.decode(self._receive(watch)[0])
 
     def close(self) -> None:
         """The other end reads Broken, and so does a thread that waits on this one."""
@@ -168,20 +165,51 @@ class Channel:
             self._end.shutdown(socket.SHUT_RDWR)
         self._end.close()
 
-    def _receive(self) -> tuple[bytearray, bytearray]:
-        head = self._exactly(_LENGTHS.size)
+    def _receive(self, watch: Watch | None = None) -> tuple[bytearray, bytearray]:
+        head = self._take(_LENGTHS.size, watch)
         length, size = _LENGTHS.unpack(head)
-        return self._exactly(length), self._exactly(size)
+        return self._take(length, watch), self._take(size, watch)
 
-    def _exactly(self, size: int) -> bytearray:
+    def _give(self, data: bytes | memoryview, watch: Watch | None) -> None:
+        """All of `data`."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._end.send(view, _flags(watch)) :]
+            except BlockingIOError:
+                assert watch is not None
+                watch(lambda seconds: self._ready(select.POLLOUT, seconds))
+            except OSError as error:
+                raise Broken from error
+
+    def _take(self, size: int, watch: Watch | None) -> bytearray:
+        """Exactly `size` bytes."""
         data = bytearray(size)
         view = memoryview(data)
         while view:
             try:
-                count = self._end.recv_into(view)
+                count = self._end.recv_into(view, 0, _flags(watch))
+            except BlockingIOError:
+                assert watch is not None
+                watch(lambda seconds: self._ready(select.POLLIN, seconds))
+                continue
             except OSError as error:
                 raise Broken from error
             if not count:
                 raise Broken
             view = view[count:]
         return data
+
+    def _ready(self, event: int, seconds: float) -> bool:
+        """Bytes can be moved, or the other end is gone, within `seconds`."""
+        try:
+            # poll, not select: a busy server has descriptors beyond 1024
+            waiting = select.poll()
+            waiting.register(self._end, event)
+            return bool(waiting.poll(seconds * 1000))
+        except (OSError, ValueError):
+            return True
+
+
+def _flags(watch: Watch | None) -> int:
+    return 0 if watch is None else socket.MSG_DONTWAIT

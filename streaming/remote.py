@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from streaming import errors
 from streaming.backends.base import (
@@ -49,6 +49,7 @@ from streaming.channel import (
     Request,
     Stepped,
     StepStates,
+    Watch,
 )
 from streaming.errors import BackendError, ModelGone, ModelUnavailable, OpenSpeechError
 from streaming.types import Device, Samples
@@ -138,17 +139,22 @@ def load(
 def _begin(request: Load, stop: threading.Event) -> tuple[_Life, Loaded]:
     """A process with the model in memory. Raises ModelUnavailable, and ModelGone once `stop` is set."""
     life = _born(request)
-    try:
-        life.control.send(request)
-        until = time.monotonic() + LOADING
-        while not life.control.wait(GLANCE):
+    until = time.monotonic() + LOADING
+
+    def watch(ready: Callable[[float], bool]) -> None:
+        while True:
             if stop.is_set():
                 raise ModelGone(f"model {request.model} was unloaded while it was being loaded")
             if time.monotonic() > until:
                 raise ModelUnavailable(
                     f"model {request.model} was not loaded after {LOADING:g} s; see the server's log"
                 )
-        reply = life.control.reply()
+            if ready(GLANCE):
+                return
+
+    try:
+        life.control.send(request, watch=watch)
+        reply = life.control.reply(watch)
         if isinstance(reply, Failure):
             raise _error(reply)
     except Broken:
@@ -226,6 +232,17 @@ def _listen(process: subprocess.Popen[bytes], model: str, told: deque[str]) -> N
             told.append(text)
             level = logging.ERROR if text.startswith(("ERROR", "CRITICAL")) else logging.INFO
             log.log(level, "runner of %s: %s", model, text)
+
+
+def _within(seconds: float) -> Watch:
+    """Waits so long in all, then raises TimeoutError."""
+    until = time.monotonic() + seconds
+
+    def watch(ready: Callable[[float], bool]) -> None:
+        if not ready(max(0.0, until - time.monotonic())):
+            raise TimeoutError
+
+    return watch
 
 
 def _error(failure: Failure) -> OpenSpeechError:
@@ -309,10 +326,10 @@ class RemoteBackend:
     def _ask(self, life: _Life, question: Request, audio: Sequence[Samples], kind: type[T]) -> T:
         """Raises Broken if the process is gone or hangs, and what the recogniser raised."""
         channel = life.idle.pop()  # as many as calls at once
+        watch = self._watch(life)
         try:
-            channel.send(question, audio)
-            self._await(life, channel)
-            reply = channel.reply()
+            channel.send(question, audio, watch)
+            reply = channel.reply(watch)
         except Exception as error:
             channel.close()
             if not isinstance(error, Broken):
@@ -330,24 +347,42 @@ class RemoteBackend:
         assert isinstance(reply, kind)
         return reply
 
-    def _await(self, life: _Life, channel: Channel) -> None:
-        """Until something came. Kills a process that takes too long or gives no sign of life."""
+    def _watch(self, life: _Life) -> Watch:
+        """Waits for the other end of one call, from its first byte sent to the last received. Kills a process that
+        takes too long in all or gives no sign of life."""
         until = time.monotonic() + self._patience
-        while not channel.wait(PULSE):
-            why = f"took longer than {self._patience:g} s for a decode"
-            alive = time.monotonic() < until
-            with life.pulse:
-                if alive and not channel.wait(0):
-                    why = f"gave no sign of life for {SILENCE:g} s"
-                    with suppress(Broken):
-                        life.control.send(Ping())
-                        alive = life.control.wait(SILENCE)
-                        if alive:
-                            life.control.reply()
-            if not alive:
-                log.error("the process of %s %s; it is replaced", self._load.model, why)
-                life.process.kill()
-                raise Broken
+
+        def watch(ready: Callable[[float], bool]) -> None:
+            # What is ready at the last moment is taken, but a process that trickles has to come to an end.
+            while not ready(min(PULSE, max(0.0, until - time.monotonic()))) or (
+                time.monotonic() > until + PULSE
+            ):
+                if time.monotonic() >= until:
+                    self._cut(life, f"took longer than {self._patience:g} s for a decode")
+                if not self._breathes(life, ready):
+                    self._cut(life, f"gave no sign of life for {SILENCE:g} s")
+
+        return watch
+
+    def _breathes(self, life: _Life, ready: Callable[[float], bool]) -> bool:
+        """The process gives a sign of life, or `ready` what it was waited for."""
+        with life.pulse:
+            if ready(0):
+                return True
+            watch = _within(SILENCE)
+            try:
+                life.control.send(Ping(), watch=watch)
+                life.control.reply(watch)
+            except Broken:
+                pass  # it is dead, which the call's own channel tells
+            except TimeoutError:
+                return False
+            return True
+
+    def _cut(self, life: _Life, why: str) -> NoReturn:
+        log.error("the process of %s %s; it is replaced", self._load.model, why)
+        life.process.kill()
+        raise Broken
 
     @contextmanager
     def _turns(self, *, alone: bool) -> Generator[None]:

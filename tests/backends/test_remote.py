@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streaming import remote
+from streaming import channel, remote
 from streaming.backends import loaders
 from streaming.backends.base import Decoding, Loader, StepBackend, Window
 from streaming.errors import BackendError, ModelGone, ModelUnavailable
@@ -61,6 +62,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _says(backend: RemoteBackend, *words: int) -> str:
     return backend.decode([Window(speak(words), Decoding(align=True))])[0].text
+
+
+def _freeze(backend: RemoteBackend) -> None:
+    assert backend.pid is not None
+    os.kill(backend.pid, signal.SIGSTOP)
+    while Path(f"/proc/{backend.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        pass  # the signal is on its way
 
 
 def _spoken(*words: int) -> str:
@@ -178,12 +186,56 @@ def test_a_stopped_process_is_found_out_and_replaced(
     monkeypatch.setattr(remote, "PULSE", 0.05)
     monkeypatch.setattr(remote, "SILENCE", 0.2)
     backend = start()
-    assert backend.pid is not None
-    os.kill(backend.pid, signal.SIGSTOP)
-    while Path(f"/proc/{backend.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        pass  # the signal is on its way
+    _freeze(backend)
     assert _says(backend, 7) == _spoken(7)
     assert backend.restarts == 1
+
+
+@pytest.mark.parametrize("size", [1, 64])
+def test_a_process_that_is_frozen_while_idle_is_found_out_by_the_first_long_window(
+    start: Start, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(channel, "BUFFER", 4096)  # whatever `net.core.wmem_max` may be
+    monkeypatch.setattr(remote, "PULSE", 0.05)
+    monkeypatch.setattr(remote, "SILENCE", 0.2)
+    backend = start()
+    _freeze(backend)
+    windows = [Window(np.tile(speak((7,)), size), Decoding(align=True))]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(backend.decode, windows).result(60)[0].text == _spoken(7) * size
+    assert backend.restarts == 1
+
+
+def test_a_process_that_stops_in_the_middle_of_an_answer_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = socket.socketpair()
+    answering = channel.Channel(ours)
+    looks: list[float] = []
+
+    def watch(ready: Callable[[float], bool]) -> None:
+        looks.append(0.0)
+        if not ready(0.05):
+            raise TimeoutError
+
+    theirs.sendall(b"\0\0\0\x09\0\0\0\0half")
+    with pytest.raises(TimeoutError):
+        answering.reply(watch)
+    assert looks == [0.0]
+    answering.close()
+    theirs.close()
+
+
+def test_a_process_that_trickles_is_cut_in_the_end(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PULSE", 0.05)
+    backend = start(patience=0.3)
+    watch = backend._watch(backend._life)  # type: ignore[arg-type]
+    with pytest.raises(channel.Broken):
+        while True:
+            watch(lambda _: True)
+    assert _says(backend, 7) == _spoken(7)
 
 
 def test_a_slow_decode_is_left_alone_while_the_process_lives(

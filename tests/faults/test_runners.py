@@ -187,6 +187,20 @@ def test_stopped() -> None:
             each.check()
 
 
+@pytest.mark.fault(
+    "P18", "a model's idle process is frozen", "found out while the first window is sent; 200"
+)
+def test_frozen_while_idle() -> None:
+    """SIGSTOP of an idle process, then a recording, through socket buffers that hold a hundredth of its windows"""
+    limits = {"streaming.remote.PULSE": 0.5, "streaming.remote.SILENCE": 1.0}
+    limits["streaming.channel.BUFFER"] = 16384
+    with serving(faults=DEADLY | limits, DEADLY="1") as server, survives(server):
+        assert recording(server, [1, 2]).json()["text"] == "w1 w2"
+        kill(server, signal.SIGSTOP)
+        said = words(1, 40)
+        assert recording(server, said).json()["text"] == spelt(said)
+
+
 def _open(server: Process) -> ClientConnection:
     return connect(server.socket_url + "?partials=false", open_timeout=PATIENCE)
 
