@@ -151,7 +151,9 @@ class Settings:
         "every model in a process of its own, which is replaced if it dies or hangs",
     ] = True
     decode_timeout: Annotated[
-        float, "recognition", "seconds a decode may take; then its process is taken for hung"
+        float,
+        "recognition",
+        "seconds a decode may take before its process is taken for hung; less, down to 20, where its like took far less",
     ] = 300.0
     window: Annotated[
         Literal["auto", "short", "full"], "recognition", "length of Whisper's windows"

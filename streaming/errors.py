@@ -17,6 +17,7 @@
     ├── StorageFull               no room on a disk for what was sent or asked for
     ├── Overloaded                too much to do; `retry_after` seconds
     └── BackendError              the recogniser failed; the next request may succeed
+        └── Hung                  it came to no end, as it would with the same audio again
 """
 
 from __future__ import annotations
@@ -100,3 +101,7 @@ class Overloaded(OpenSpeechError):
 
 class BackendError(OpenSpeechError):
     """The recogniser failed on this piece of work."""
+
+
+class Hung(BackendError):
+    """The recogniser came to no end on this piece of work; it would not with the same again."""

@@ -1,8 +1,8 @@
 """A recogniser in a process of its own, seen from the server: a backend like any other, but one that survives.
 
 The process that dies or hangs is replaced, and what it had at work is decoded again: first as it was, then alone, so
-that audio which kills the recogniser is told from audio that happened to be near. A step recogniser's states die with
-the process; their sessions have the audio and begin anew.
+that audio which kills the recogniser is told from audio that happened to be near. What made it hang is known, and not
+tried again. A step recogniser's states die with the process; their sessions have the audio and begin anew.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from streaming import errors
 from streaming.backends.base import (
@@ -51,8 +51,8 @@ from streaming.channel import (
     StepStates,
     Watch,
 )
-from streaming.errors import BackendError, ModelGone, ModelUnavailable, OpenSpeechError
-from streaming.types import Device, Samples
+from streaming.errors import BackendError, Hung, ModelGone, ModelUnavailable, OpenSpeechError
+from streaming.types import RATE, Device, Samples
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,10 @@ PULSE, SILENCE = 5.0, 20.0
 """Seconds of a decode after which its process is asked for a sign of life, and that it has to give one."""
 ATTEMPTS = 3
 """Times that a window is given to the recogniser if its process dies: in company, then twice alone."""
+SLACK, LEAST = 20.0, 20.0
+"""A decode is taken for hung after so many times what its like took of late, and so many seconds at least."""
+KNOWN = 3
+"""Decodes of a kind after which what it takes is known."""
 DEATHS = 5
 """In a row, without a decode between them, after which the model is given up for `REST` seconds."""
 REST = 30.0
@@ -73,6 +77,14 @@ PAUSE = 0.125
 """Seconds before a restart, doubled with every death in a row."""
 GOODBYE = 5.0
 """Seconds in which a process may free what it holds; then it is killed."""
+
+
+class _Endless(Broken):
+    """The process was ended since this call came to no end."""
+
+
+class _Silent(Broken):
+    """The process was ended since it gave no sign of life; by which of the calls at work is not known."""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +100,8 @@ class _Life:
     """Reads them."""
     pulse: threading.Lock = field(default_factory=threading.Lock)
     """One asks for a sign of life at a time."""
+    hung: bool = False
+    """It was ended because one call came to no end: the others at work are innocent."""
 
     @property
     def last_words(self) -> str:
@@ -128,7 +142,8 @@ def load(
 ) -> RemoteBackend:
     """What `loader` loads, in a process of its own; on a GPU it has passed its self-test. Blocks, until `stop` is set.
 
-    A decode that takes longer than `patience` seconds is taken for hung. Raises ModelUnavailable.
+    A decode that takes longer than `patience` seconds, or far longer than its like, is taken for hung. Raises
+    ModelUnavailable.
     """
     request = Load(type(loader).__module__, model, str(path), device)
     life, loaded = _begin(request, stop or threading.Event())
@@ -252,6 +267,37 @@ def _error(failure: Failure) -> OpenSpeechError:
     return kind(failure.message, param=failure.param) if failure.param else kind(failure.message)
 
 
+class Patience:
+    """How long decodes may take: by what their like took of late, where that is known."""
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+        """Seconds, whatever is known."""
+        # By key: how many decodes there were, and the most that they took of late for a window and for a second of
+        # audio. Whisper pads its windows; what steps through them takes as long as they are.
+        self._of: dict[Hashable, tuple[int, float, float]] = {}
+
+    def of(self, key: Hashable, windows: int, seconds: float) -> float:
+        """Seconds for so many windows of `key` with `seconds` of audio in all."""
+        count, window, second = self._of.get(key, (0, 0.0, 0.0))
+        if count < KNOWN:
+            return self.most
+        return min(self.most, max(LEAST, SLACK * max(window * windows, second * seconds)))
+
+    def learn(self, key: Hashable, windows: int, seconds: float, took: float) -> None:
+        """They took so long."""
+        if seconds < windows:
+            return  # so short that it says nothing of others
+        if len(self._of) > 256:
+            self._of.clear()  # prompts of every length make keys
+        count, window, second = self._of.get(key, (0, 0.0, 0.0))
+        self._of[key] = (
+            count + 1,
+            max(0.9 * window, took / windows),
+            max(0.9 * second, took / seconds),
+        )
+
+
 class RemoteBackend:
     """A WindowBackend. Threads may share it: at most `Device.workers` calls at once."""
 
@@ -259,7 +305,7 @@ class RemoteBackend:
         self, loader: Loader, load: Load, life: _Life, loaded: Loaded, patience: float
     ) -> None:
         self._loader = loader
-        self._patience = patience
+        self._patience = Patience(patience)
         self._load = load
         self._life: _Life | None = life
         self._stop = threading.Event()
@@ -295,15 +341,33 @@ class RemoteBackend:
             [each.decoding for each in windows], [len(each.samples) for each in windows]
         )
         audio = [each.samples for each in windows]
-        for attempt in range(ATTEMPTS):
+        size, seconds = len(windows), sum(map(len, audio)) / RATE
+        key = self.key(windows[0]) if windows else None
+        attempt = spared = 0
+        while attempt < ATTEMPTS:
             with self._turns(alone=attempt > 0):
                 life = self._live()
+                patience = self._patience.of(key, size, seconds)
+                began = time.monotonic()
                 try:
-                    return self._ask(life, question, audio, Decoded).hypotheses
-                except Broken:
+                    found = self._ask(life, question, audio, Decoded, patience).hypotheses
+                except Broken as how:
                     self._mourn(life, blamed=attempt == 0)
-            if len(windows) > 1:
+                    if isinstance(how, _Endless):
+                        raise Hung(
+                            f"the recogniser came to no end on this audio in {patience:g} s; see the server's log"
+                        ) from None
+                    if isinstance(how, _Silent) and attempt:
+                        break  # nobody else was there
+                else:
+                    self._patience.learn(key, size, seconds, time.monotonic() - began)
+                    return found
+            if life.hung and spared < ATTEMPTS:
+                spared += 1  # it was not this: in company again
+            elif size > 1:
                 break  # it may be the fault of one of them: whoever asked tries each
+            else:
+                attempt += 1
         raise BackendError(
             "the recogniser's process died each time it heard this audio; see the server's log"
         )
@@ -323,18 +387,26 @@ class RemoteBackend:
         if life is not None:
             life.end()
 
-    def _ask(self, life: _Life, question: Request, audio: Sequence[Samples], kind: type[T]) -> T:
+    def _ask(
+        self,
+        life: _Life,
+        question: Request,
+        audio: Sequence[Samples],
+        kind: type[T],
+        patience: float | None = None,
+    ) -> T:
         """Raises Broken if the process is gone or hangs, and what the recogniser raised."""
         channel = life.idle.pop()  # as many as calls at once
-        watch = self._watch(life)
+        watch = self._watch(life, patience or self._patience.most)
         try:
             channel.send(question, audio, watch)
             reply = channel.reply(watch)
         except Exception as error:
             channel.close()
-            if not isinstance(error, Broken):
-                log.exception("the process of model %s cannot be understood", self._load.model)
-                life.process.kill()
+            if isinstance(error, Broken):
+                raise
+            log.exception("the process of model %s cannot be understood", self._load.model)
+            life.process.kill()
             raise Broken from error
         life.idle.append(channel)
         if isinstance(reply, Failure):
@@ -347,10 +419,10 @@ class RemoteBackend:
         assert isinstance(reply, kind)
         return reply
 
-    def _watch(self, life: _Life) -> Watch:
+    def _watch(self, life: _Life, patience: float) -> Watch:
         """Waits for the other end of one call, from its first byte sent to the last received. Kills a process that
         takes too long in all or gives no sign of life."""
-        until = time.monotonic() + self._patience
+        until = time.monotonic() + patience
 
         def watch(ready: Callable[[float], bool]) -> None:
             # What is ready at the last moment is taken, but a process that trickles has to come to an end.
@@ -358,9 +430,12 @@ class RemoteBackend:
                 time.monotonic() > until + PULSE
             ):
                 if time.monotonic() >= until:
-                    self._cut(life, f"took longer than {self._patience:g} s for a decode")
+                    life.hung = True
+                    self._cut(life, f"took longer than {patience:g} s for a decode")
+                    raise _Endless
                 if not self._breathes(life, ready):
                     self._cut(life, f"gave no sign of life for {SILENCE:g} s")
+                    raise _Silent
 
         return watch
 
@@ -379,10 +454,9 @@ class RemoteBackend:
                 return False
             return True
 
-    def _cut(self, life: _Life, why: str) -> NoReturn:
+    def _cut(self, life: _Life, why: str) -> None:
         log.error("the process of %s %s; it is replaced", self._load.model, why)
         life.process.kill()
-        raise Broken
 
     @contextmanager
     def _turns(self, *, alone: bool) -> Generator[None]:
@@ -446,7 +520,9 @@ class RemoteBackend:
                 raise ModelGone(
                     f"model {self._load.model} was unloaded while in use; ask again to load it"
                 )
-            self._died(f"the process of model {self._load.model} {why}", blamed=blamed)
+            self._died(
+                f"the process of model {self._load.model} {why}", blamed=blamed and not life.hung
+            )
 
     def _died(self, how: str, *, blamed: bool = True) -> None:
         log.error(how)
@@ -508,6 +584,10 @@ class RemoteSteps(RemoteBackend):
     def _mourning(self, life: _Life) -> Generator[None]:
         try:
             yield
-        except Broken:
+        except Broken as how:
             self._mourn(life)
+            if isinstance(how, _Endless):
+                raise Hung(
+                    "the recogniser came to no end on this audio; see the server's log"
+                ) from None
             raise BackendError("what was heard died with the recogniser's process") from None

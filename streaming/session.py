@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from streaming import evidence
 from streaming.agreement import Agreement
 from streaming.backends.base import Capabilities, Decoding, Hypothesis, Step, StepResult, Window
-from streaming.errors import BackendError, OpenSpeechError
+from streaming.errors import BackendError, Hung, OpenSpeechError
 from streaming.events import (
     Eager,
     Event,
@@ -51,6 +51,8 @@ SURE = 0.8
 """Language probability of a detection that counts towards the lock."""
 STUMBLES = 1
 """Partial decodes of an utterance that may fail before no more are asked for: what kills a recogniser does it again."""
+RARELY = 8
+"""What a step that hung counts as, in steps that failed: the next is asked for after a long while."""
 BEGINNINGS = 3
 """Times that a step recogniser may begin the last decode of an utterance: its process may die for others' reasons."""
 CONTEXT_WORDS = 24
@@ -193,7 +195,7 @@ class Session:
                 self._receive_step(utterance, job, job.result)
             elif self._steps:
                 utterance.fed = None  # it failed: begin anew
-                utterance.stumbles += 1
+                utterance.stumbles += RARELY if isinstance(job.result, Hung) else 1
                 utterance.asked = job.edge
             elif not isinstance(job.result, Hypothesis):
                 utterance.stumbles += 1
@@ -387,7 +389,7 @@ class Session:
         if edge - at < (1 if resting else max(1, min(self.interval, chunk or self.interval))):
             return
         # One that fails is asked again at once, then more and more rarely: it hears everything anew each time.
-        rest = self.interval << min(utterance.stumbles, 8) if utterance.stumbles > 1 else 0
+        rest = self.interval << min(utterance.stumbles, RARELY) if utterance.stumbles > 1 else 0
         if edge - utterance.asked < rest:
             return
         if utterance.partial is not None and utterance.partial.edge == edge:
@@ -455,7 +457,8 @@ class Session:
         utterance.final = None
         result = job.result
         if not isinstance(result, Hypothesis):
-            if self._steps and utterance.beginnings < BEGINNINGS:
+            again = utterance.beginnings < BEGINNINGS and not isinstance(result, Hung)
+            if self._steps and again:
                 # Its state is lost with it; the audio is not.
                 utterance.beginnings, utterance.fed = utterance.beginnings + 1, None
                 self._ask_last(utterance)

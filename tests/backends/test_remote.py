@@ -19,7 +19,7 @@ import pytest
 from streaming import channel, remote
 from streaming.backends import loaders
 from streaming.backends.base import Decoding, Loader, StepBackend, Window
-from streaming.errors import BackendError, ModelGone, ModelUnavailable
+from streaming.errors import BackendError, Hung, ModelGone, ModelUnavailable
 from streaming.remote import RemoteBackend, RemoteSteps
 from streaming.types import RATE, Device
 from tests import deadly, toy
@@ -175,9 +175,71 @@ def test_a_decode_that_hangs_is_cut_and_the_next_goes_on(
 ) -> None:
     monkeypatch.setattr(remote, "PULSE", 0.05)
     backend = start(patience=0.2)
-    with pytest.raises(BackendError, match="died each time"):
+    with pytest.raises(Hung, match=r"came to no end on this audio in 0\.2 s"):
         _says(backend, 58, 62)
     assert _says(backend, 7) == _spoken(7)
+    assert backend.restarts == 1
+
+
+def test_others_are_decoded_while_and_after_a_decode_hangs(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "DEATHS", 2)
+    backend = start(patience=2.0)
+    _says(backend, 1)
+    turns: list[bool] = []
+    take = backend._turns
+    monkeypatch.setattr(backend, "_turns", lambda *, alone: turns.append(alone) or take(alone=alone))
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(3):  # it is not the model that is given up
+            hanging = pool.submit(_says, backend, 58, 62)
+            others = 0
+            while not hanging.done():
+                assert _says(backend, 5) == _spoken(5)
+                others += 1
+            assert others > 10
+            with pytest.raises(Hung):
+                hanging.result()
+    assert not any(turns)
+    assert backend.restarts == 3
+
+
+def test_a_process_that_gives_no_sign_of_life_is_tried_alone_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PULSE", 0.05)
+    monkeypatch.setattr(remote, "SILENCE", 0.2)
+    backend = start()
+    asked: list[None] = []
+    take = backend._live
+
+    def live() -> object:
+        life = take()
+        asked.append(None)
+        _freeze(backend)
+        return life
+
+    monkeypatch.setattr(backend, "_live", live)
+    with pytest.raises(BackendError, match="died each time"):
+        _says(backend, 7)
+    assert len(asked) == 2
+
+
+def test_patience_follows_what_decodes_take() -> None:
+    patience = remote.Patience(300.0)
+    for _ in range(remote.KNOWN):
+        assert patience.of("a", 1, 5.0) == 300.0
+        patience.learn("a", 1, 5.0, 2.0)
+        patience.learn("short", 1, 0.1, 0.0)
+    assert patience.of("a", 1, 5.0) == 40.0
+    assert patience.of("a", 4, 20.0) == 160.0
+    assert patience.of("a", 1, 30.0) == 240.0  # where what is longer takes longer
+    assert patience.of("a", 20, 100.0) == 300.0
+    assert patience.of("b", 1, 5.0) == 300.0
+    assert patience.of("short", 1, 5.0) == 300.0
+    for _ in range(50):
+        patience.learn("a", 1, 5.0, 0.1)
+    assert patience.of("a", 1, 5.0) == 20.0
 
 
 def test_a_stopped_process_is_found_out_and_replaced(
@@ -230,8 +292,9 @@ def test_a_process_that_trickles_is_cut_in_the_end(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "PULSE", 0.05)
-    backend = start(patience=0.3)
-    watch = backend._watch(backend._life)  # type: ignore[arg-type]
+    backend = start()
+    assert backend._life is not None
+    watch = backend._watch(backend._life, 0.3)
     with pytest.raises(channel.Broken):
         while True:
             watch(lambda _: True)
