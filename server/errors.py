@@ -18,6 +18,7 @@ from streaming.errors import (
     InputError,
     ModelBusy,
     ModelGone,
+    ModelResting,
     ModelUnavailable,
     NoAudio,
     NotAllowed,
@@ -128,7 +129,7 @@ def classify(error: OpenSpeechError) -> tuple[int, str | None]:
     return next((status, code) for kind, status, code in _TABLE if isinstance(error, kind))
 
 
-def closing(error: Overloaded) -> int:
+def closing(error: Overloaded | ModelResting) -> int:
     """The code with which a WebSocket closes: 1013 has clients try again soon, 1008 does not."""
     return 1008 if isinstance(error, RateLimited) and error.retry_after > SOON else 1013
 
@@ -147,8 +148,10 @@ def respond(error: OpenSpeechError) -> JSONResponse:
     status, code = classify(error)
     headers = {}
     kind = None
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | ModelResting):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+        if isinstance(error, ModelResting):
+            headers["x-should-retry"] = "true"
         if isinstance(error, RateLimited):
             kind = error.kind
             headers |= error.headers

@@ -25,7 +25,7 @@ from server.protocols import native
 from server.protocols.native import Audio, Commit, End, ProtocolError
 from streaming.audio.live import Source
 from streaming.engine import Stream
-from streaming.errors import AudioError, InputError, OpenSpeechError, Overloaded
+from streaming.errors import AudioError, InputError, ModelResting, OpenSpeechError, Overloaded
 from streaming.types import Samples
 
 log = logging.getLogger(__name__)
@@ -505,7 +505,7 @@ def explained(fault: OpenSpeechError) -> tuple[dict[str, Any], int]:
             return told, 1009 if fault.code == "too_big" else 1008
         case Unread():
             return complaint(fault.message, code="slow_reader"), 1008
-        case Overloaded():
+        case Overloaded() | ModelResting():
             code = classify(fault)[1] or "overloaded"
             told = complaint(fault.message, code=code, retry_after=fault.retry_after)
             return told, closing(fault)

@@ -13,7 +13,8 @@
     │   └── UnknownModel          no such name in the catalogue
     ├── ModelUnavailable          the model is known but cannot be loaded or fetched
     │   ├── ModelGone             it was unloaded while the request waited; asking again helps
-    │   └── ModelBusy             it is being loaded, downloaded or used, and cannot be taken away now
+    │   ├── ModelBusy             it is being loaded, downloaded or used, and cannot be taken away now
+    │   └── ModelResting          its process died again and again; `retry_after` seconds
     ├── StorageFull               no room on a disk for what was sent or asked for
     ├── Overloaded                too much to do; `retry_after` seconds
     └── BackendError              the recogniser failed; the next request may succeed
@@ -84,6 +85,17 @@ class ModelGone(ModelUnavailable):
 
 class ModelBusy(ModelUnavailable):
     """The model is being loaded, downloaded or used: what was asked would take it from somebody."""
+
+
+class ModelResting(ModelUnavailable):
+    """The model's process died again and again; it is started anew after a rest."""
+
+    def __init__(
+        self, message: str, *, retry_after: float = 1.0, param: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.retry_after = retry_after
+        """Seconds after which trying again is sensible."""
 
 
 class StorageFull(OpenSpeechError):

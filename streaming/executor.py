@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from streaming.backends.base import Hypothesis, Step, StepBackend, StepResult, Window, WindowBackend
 from streaming.backends.stepwise import Steps, whole
-from streaming.errors import BackendError, ModelGone, OpenSpeechError
+from streaming.errors import BackendError, ModelGone, ModelResting, OpenSpeechError
 from streaming.observer import Decided, Kind, Observer
 from streaming.pace import Pace
 from streaming.remote import RemoteBackend
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 Deliver = Callable[[Job], None]
 Fail = Callable[[OpenSpeechError], None]
+MARGIN = 0.1
+"""Seconds after a model's rest, lest it be asked a moment too early."""
 KINDS: dict[Lane, Kind] = {
     Lane.FINAL: "final",
     Lane.SPECULATIVE: "speculative",
@@ -183,9 +185,30 @@ class Executor:
         )
         for job in batch.jobs:
             job.started, job.finished = started, ended
+            if self._waits(job):
+                continue
             if isinstance(job.result, Exception):
                 self.observer.decode_failed(self.info.id)
             self._deliver(job)
+
+    def _waits(self, job: Job) -> bool:
+        """A final whose model rests waits for the end of it, once: its audio is here, and would be lost with it.
+
+        What was decoded ahead of an endpoint does so too, as the final that it may be by then.
+        """
+        rest = job.result
+        if not isinstance(rest, ModelResting) or job.waited or job.owner not in self._owners:
+            return False
+        if job.lane not in (Lane.FINAL, Lane.SPECULATIVE):
+            return False
+        # Bounded as waiting finals are: by the audio that a stream may be behind.
+        job.lane, job.waited, job.result = Lane.FINAL, True, None
+        self._loop.call_later(rest.retry_after + MARGIN, self._again, job)
+        return True
+
+    def _again(self, job: Job) -> None:
+        if job.owner in self._owners:
+            self.submit([job])
 
     def _deliver(self, job: Job) -> None:
         if job.owner in self._owners:

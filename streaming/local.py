@@ -28,7 +28,13 @@ from streaming.backends.base import Loader, StepBackend, WindowBackend
 from streaming.backends.stepwise import whole
 from streaming.backlog import BYTES, MOST, Backlog
 from streaming.ears import Ears
-from streaming.errors import ModelUnavailable, OpenSpeechError, Overloaded, Unsupported
+from streaming.errors import (
+    ModelResting,
+    ModelUnavailable,
+    OpenSpeechError,
+    Overloaded,
+    Unsupported,
+)
 from streaming.events import Event
 from streaming.executor import KINDS, Executor, decided
 from streaming.meter import Meter, Stages
@@ -430,6 +436,10 @@ class LocalStream:
     def _deliver(self, job: Job) -> None:
         if self.trace is not None:
             self.trace(decided(job))
+        if isinstance(job.result, ModelResting) and job.waited:
+            # Another rest. The client has what has no final: it comes again, and nothing is lost.
+            self._fail(job.result)
+            return
         self._session.receive_result(job)
         self._pump()
 

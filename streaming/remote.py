@@ -51,7 +51,14 @@ from streaming.channel import (
     StepStates,
     Watch,
 )
-from streaming.errors import BackendError, Hung, ModelGone, ModelUnavailable, OpenSpeechError
+from streaming.errors import (
+    BackendError,
+    Hung,
+    ModelGone,
+    ModelResting,
+    ModelUnavailable,
+    OpenSpeechError,
+)
 from streaming.types import RATE, Device, Samples
 
 log = logging.getLogger(__name__)
@@ -478,7 +485,7 @@ class RemoteBackend:
                 self._turn.notify_all()
 
     def _live(self) -> _Life:
-        """The process, started if there is none. Raises ModelGone, ModelUnavailable."""
+        """The process, started if there is none. Raises ModelGone, ModelResting."""
         with self._birth:
             if self._stop.is_set():
                 raise ModelGone(f"model {self._load.model} was unloaded; ask again to load it")
@@ -491,11 +498,13 @@ class RemoteBackend:
             return self._life
 
     def _reborn(self) -> _Life:
-        """A new process, after a pause that grows with the deaths in a row. Raises ModelUnavailable."""
+        """A new process, after a pause that grows with the deaths in a row. Raises ModelGone, ModelResting."""
         while True:
             wait = self._resting - time.monotonic()
             if wait > 0:
-                raise ModelUnavailable(f"{self._excuse}; it is tried again in {math.ceil(wait)} s")
+                raise ModelResting(
+                    f"{self._excuse}; it is tried again in {math.ceil(wait)} s", retry_after=wait
+                )
             if self._deaths > 1:
                 self._stop.wait(PAUSE * 2**self._deaths)
             try:

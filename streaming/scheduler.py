@@ -45,6 +45,8 @@ class Job:
     started: float | None = None
     """None while it waits."""
     finished: float = 0.0
+    waited: bool = False
+    """It has waited out a rest of its model, as it does once."""
     result: Hypothesis | StepResult | Exception | None = None
 
 

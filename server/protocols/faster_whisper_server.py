@@ -18,7 +18,7 @@ from server import languages
 from server.errors import classify, closing
 from server.protocols.dialect import Close, Command, End, Hear, Open, Say
 from streaming.audio.pcm import Decoder
-from streaming.errors import InputError, OpenSpeechError, Overloaded
+from streaming.errors import InputError, ModelResting, OpenSpeechError, Overloaded
 from streaming.events import Event, Failed, Final, Partial, SpeechStarted, SpeechStopped
 from streaming.types import RATE, Options, Samples, Word
 
@@ -237,5 +237,7 @@ class Transcript:
         if error is None:
             return [Close(1011, "the server failed; its log says why")]
         status, _ = classify(error)
-        code = closing(error) if isinstance(error, Overloaded) else 1008 if status < 500 else 1011
+        code = 1008 if status < 500 else 1011
+        if isinstance(error, Overloaded | ModelResting):
+            code = closing(error)
         return [Close(code, error.message)]

@@ -42,7 +42,7 @@ CLOSES = {
     1009: "a message was too big",
     1011: "the server or the recogniser failed",
     1012: "the server is stopping; connect again and go on",
-    1013: "too much to do; try again after `retry_after` seconds",
+    1013: "too much to do, or the model's process keeps dying; try again after `retry_after` seconds",
 }
 """Close codes and what they mean."""
 ERRORS = {

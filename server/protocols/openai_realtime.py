@@ -25,7 +25,7 @@ from server.protocols.dialect import Close, Command, Commit, End, Hear, Open, Sa
 from server.protocols.openai_session import Configuration, Fault
 from streaming.audio.pcm import Decoder
 from streaming.audio.resample import Resampler
-from streaming.errors import OpenSpeechError, Overloaded
+from streaming.errors import ModelResting, OpenSpeechError, Overloaded
 from streaming.events import (
     Eager,
     Event,
@@ -618,7 +618,9 @@ class Realtime:
             error = OpenSpeechError("the server failed; its log says why")
         said = self._described(error)
         status, _ = classify(error)
-        code = closing(error) if isinstance(error, Overloaded) else 4000 if status < 500 else 1011
+        code = 4000 if status < 500 else 1011
+        if isinstance(error, Overloaded | ModelResting):
+            code = closing(error)
         reason = f"{said['type']}.{said['code']}" if said["code"] else said["type"]
         return [self._say("error", error={**said, "event_id": None}), Close(code, reason)]
 
@@ -643,7 +645,7 @@ class Realtime:
             "message": fault.message,
             "param": _param(fault),
         }
-        if isinstance(fault, Overloaded):
+        if isinstance(fault, Overloaded | ModelResting):
             described["retry_after"] = fault.retry_after
         if isinstance(fault, RateLimited):
             described["type"] = fault.kind

@@ -19,7 +19,7 @@ import pytest
 from streaming import channel, remote
 from streaming.backends import loaders
 from streaming.backends.base import Decoding, Loader, StepBackend, Window
-from streaming.errors import BackendError, Hung, ModelGone, ModelUnavailable
+from streaming.errors import BackendError, Hung, ModelGone, ModelResting, ModelUnavailable
 from streaming.remote import RemoteBackend, RemoteSteps
 from streaming.types import RATE, Device
 from tests import deadly, toy
@@ -154,8 +154,9 @@ def test_a_crash_loop_ends_in_a_clear_error_and_is_tried_again_after_a_rest(
     for _ in range(remote.DEATHS):
         with pytest.raises((BackendError, ModelUnavailable)):
             _says(backend, 60, 62)
-    with pytest.raises(ModelUnavailable, match=r"SIGABRT.*in a row.*tried again in 30 s"):
+    with pytest.raises(ModelResting, match=r"SIGABRT.*in a row.*tried again in 30 s") as told:
         _says(backend, 1)
+    assert told.value.retry_after == remote.REST
     assert backend.pid is None
     now[0] += remote.REST + 1
     assert _says(backend, 1) == _spoken(1)

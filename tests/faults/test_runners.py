@@ -16,6 +16,7 @@ import httpx2
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
+import open_speech_client
 from tests.drive import speak
 from tests.fakes import pcm, wav
 from tests.faults.process import (
@@ -324,6 +325,49 @@ def test_a_crash_loop(tmp_path: Path) -> None:
         (tmp_path / "stillborn").unlink()
         until(lambda: ask().status_code == 200)
         assert httpx2.delete(server.url + "/api/ps/mine", timeout=30).status_code < 300
+
+
+@pytest.mark.fault(
+    "P19",
+    "a crash loop in mid-speech",
+    "finals wait for one rest; then `error` with `retry_after`, 1013: the client comes again with all that has no final",
+)
+@pytest.mark.parametrize(("seconds", "again"), [(1.0, False), (6.0, True)])
+def test_a_crash_loop_in_mid_speech(tmp_path: Path, seconds: float, again: bool) -> None:
+    """a model that is killed while a client speaks and cannot be started for less than a rest (2 s), or for several"""
+    (tmp_path / "scripted").touch()
+    limits = DEADLY | {"streaming.remote.REST": 2.0}
+    said = [0.3, *words(1, 6), 0.7, *words(2, 6), 0.7, *words(3, 6), 0.7]
+    audio = pcm(speak(said))
+    with (
+        serving("--model", f"mine={tmp_path}", faults=limits, DEADLY="1") as server,
+        survives(server),
+        open_speech_client.connect(server.socket_url, model="mine", reconnect=60.0) as stream,
+    ):
+
+        def harm() -> None:
+            (tmp_path / "stillborn").touch()
+            kill(server, model="mine")
+            time.sleep(seconds)
+            (tmp_path / "stillborn").unlink()
+
+        def talk() -> None:
+            for at in range(0, len(audio), 3200):
+                stream.send(audio[at : at + 3200])
+                time.sleep(0.1)
+            stream.end()
+
+        talking = threading.Thread(target=talk)
+        talking.start()
+        harming = threading.Timer(1.0, harm)
+        harming.start()
+        events = list(stream)
+        harming.join()
+        talking.join()
+    finals = [each for each in events if isinstance(each, open_speech_client.Final)]
+    assert " ".join(each.text for each in finals) == spelt(said)
+    assert not [each for each in events if isinstance(each, open_speech_client.Error) and each.utterance is not None]
+    assert again == any(isinstance(each, open_speech_client.Reconnecting) for each in events)
 
 
 @pytest.mark.fault(

@@ -6,7 +6,7 @@ import pytest
 
 from server.protocols.dialect import Close, Command, End, Hear, Open, Say
 from server.protocols.faster_whisper_server import Endings, Transcript, parse
-from streaming.errors import BackendError, InputError, Overloaded
+from streaming.errors import BackendError, InputError, ModelResting, Overloaded
 from streaming.events import Failed, Final, Partial, SpeechStarted, SpeechStopped
 from streaming.types import Word
 
@@ -117,5 +117,6 @@ def test_the_servers_defaults_hold_where_the_query_names_none() -> None:
 
 def test_faults_are_the_reason_of_the_close() -> None:
     assert talk().fail(Overloaded("too many streams")) == [Close(1013, "too many streams")]
+    assert talk().fail(ModelResting("it died")) == [Close(1013, "it died")]
     assert talk().fail(InputError("no such thing"))[0] == Close(1008, "no such thing")
     assert talk().fail(None)[0] == Close(1011, "the server failed; its log says why")

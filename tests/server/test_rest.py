@@ -9,7 +9,14 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from streaming.errors import BackendError, ModelUnavailable, Overloaded, TooLong, UnknownModel
+from streaming.errors import (
+    BackendError,
+    ModelResting,
+    ModelUnavailable,
+    Overloaded,
+    TooLong,
+    UnknownModel,
+)
 from streaming.types import RATE, Segment, Summary, Token, Word
 from tests.fakes import tone, wav
 from tests.serving import Talker, running, with_engine
@@ -437,6 +444,7 @@ def test_a_client_that_stops_sending_is_told_so(client: httpx2.Client) -> None:
         (UnknownModel("the model 'x' does not exist"), 404, "model_not_found"),
         (TooLong("too long; cut it"), 413, "audio_too_long"),
         (ModelUnavailable("cannot be loaded; reinstall"), 503, "model_unavailable"),
+        (ModelResting("it died; wait", retry_after=2.5), 503, "model_unavailable"),
         (Overloaded("busy", retry_after=2.5), 503, "overloaded"),
         (BackendError("it broke; try again"), 500, "recognition_failed"),
     ],
@@ -448,8 +456,9 @@ def test_faults_before_the_first_text_are_statuses(
     talker.fault = error  # type: ignore[assignment]
     response = post(client, stream=stream)
     fault(response, status, code=code)
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | ModelResting):
         assert response.headers["retry-after"] == "3"
+        assert response.headers.get("x-should-retry", "true") == "true"
     elif status >= 500:
         assert response.headers["x-should-retry"] == "false"
 

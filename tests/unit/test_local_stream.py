@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from server.sessions import explained
 from streaming.backends.base import Hypothesis, Window, WindowBackend
 from streaming.backends.scripted import ScriptedBackend
 from streaming.backlog import Backlog
 from streaming.ears import Ears
-from streaming.errors import BackendError, Overloaded
-from streaming.events import Final
+from streaming.errors import BackendError, ModelResting, Overloaded
+from streaming.events import Failed, Final
 from streaming.executor import Executor
 from streaming.local import LAG, LocalStream
 from streaming.scheduler import Job, Lane, _Cost
@@ -130,6 +131,54 @@ def test_a_stream_that_is_too_far_behind_takes_no_more_but_says_what_it_took() -
         return said
 
     assert asyncio.run(scenario()) == " w1 w2; w3 w5"
+
+
+class _Resting(ScriptedBackend):
+    """Of which nothing can be had before `until` on the clock of the loop."""
+
+    def __init__(self, until: float) -> None:
+        super().__init__()
+        self.until = until
+        self.loop = asyncio.get_running_loop()
+
+    def decode(self, windows: Sequence[Window]) -> list[Hypothesis]:
+        if self.loop.time() < self.until:
+            raise ModelResting("it died again and again", retry_after=30.0)
+        return ScriptedBackend.decode(self, windows)
+
+
+async def _through_a_rest(until: float) -> list[str]:
+    executor, ears = _executor(_Resting(until)), Ears(_Hearing())
+    stream = _stream(executor, ears)
+    await stream.send(speak([0.3, 1, 2, 1.0, 3, 0.2]))
+    await stream.end()
+    said = []
+    try:
+        async for event in stream:
+            assert not isinstance(event, Failed)
+            if isinstance(event, Final):
+                said.append(event.text)
+    finally:
+        await stream.aclose()
+        await ears.aclose()
+        await executor.close(force=False)
+    return said
+
+
+def test_finals_wait_out_the_rest_of_a_model() -> None:
+    with asyncio.Runner(loop_factory=_Clock) as runner:
+        assert runner.run(_through_a_rest(20.0)) == [" w1 w2", " w3"]
+        assert runner.get_loop().time() >= 30.0
+
+
+def test_a_model_that_rests_again_ends_the_stream_with_when_to_come_again() -> None:
+    with (
+        asyncio.Runner(loop_factory=_Clock) as runner,
+        pytest.raises(ModelResting) as ended,
+    ):
+        runner.run(_through_a_rest(1e9))
+    assert explained(ended.value)[1] == 1013
+    assert explained(ended.value)[0]["retry_after"] == 30.0
 
 
 def test_a_detector_that_fails_ends_its_streams_with_a_reason() -> None:
