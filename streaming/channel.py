@@ -159,6 +159,13 @@ class Channel:
         """The server's side: the answer, waited for as `watch` does. Raises Broken."""
         return _REPLIES.decode(self._receive(watch)[0])
 
+    def until_gone(self) -> None:
+        """Returns once either end is closed; what comes meanwhile is left to whoever asked for it."""
+        with suppress(OSError, ValueError):
+            waiting = select.poll()
+            waiting.register(self._end, 0)  # a hang-up is told in any case
+            waiting.poll()
+
     def close(self) -> None:
         """The other end reads Broken, and so does a thread that waits on this one."""
         with suppress(OSError):

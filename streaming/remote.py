@@ -331,6 +331,7 @@ class RemoteBackend:
         self.capabilities: Capabilities = loaded.capabilities
         self.compute_type: str = loaded.compute_type
         self.memory: int | None = loaded.memory
+        self._mind(life)
 
     @property
     def pid(self) -> int | None:
@@ -492,10 +493,25 @@ class RemoteBackend:
             if self._life is not None:
                 return self._life
             self._life = self._reborn()
+            self._mind(self._life)
             self.restarts += 1
             self.restarted()
             log.warning("model %s is back in a new process", self._load.model)
             return self._life
+
+    def _mind(self, life: _Life) -> None:
+        threading.Thread(
+            target=self._minded, args=(life,), name="runner watch", daemon=True
+        ).start()
+
+    def _minded(self, life: _Life) -> None:
+        """Have another process once `life` is over: of an idle one nobody else would know until somebody speaks, who
+        would have to wait for a whole load."""
+        life.control.until_gone()
+        # What went wrong is logged. After a crash loop it is left to whoever needs the model.
+        with suppress(ModelUnavailable), self._turns(alone=False):
+            self._mourn(life)
+            self._live()
 
     def _reborn(self) -> _Life:
         """A new process, after a pause that grows with the deaths in a row. Raises ModelGone, ModelResting."""

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,6 +65,21 @@ def _says(backend: RemoteBackend, *words: int) -> str:
     return backend.decode([Window(speak(words), Decoding(align=True))])[0].text
 
 
+def _killed(backend: RemoteBackend) -> None:
+    """It is dead, and that is known."""
+    pid = backend.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    _until(lambda: backend.pid != pid)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def _freeze(backend: RemoteBackend) -> None:
     assert backend.pid is not None
     os.kill(backend.pid, signal.SIGSTOP)
@@ -117,6 +133,26 @@ def test_a_process_that_is_killed_between_calls_is_replaced(start: Start) -> Non
         os.kill(pid, signal.SIGKILL)
         assert _says(backend, 4, 5) == _spoken(4, 5)
     assert backend.restarts == 3
+
+
+def test_a_process_that_dies_idle_is_replaced_before_anybody_asks(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    backend = start()
+    for restarts in range(1, 3):
+        _killed(backend)
+        _until(lambda restarts=restarts: backend.restarts == restarts)  # type: ignore[misc]
+    assert _says(backend, 4) == _spoken(4)
+    assert backend.restarts == 2
+
+    monkeypatch.setattr(remote, "REST", 3600.0)  # an idle one is bound by the same rules
+    (tmp_path / "stillborn").touch()
+    _killed(backend)
+    _until(lambda: backend._resting > 0)
+    (tmp_path / "stillborn").unlink()
+    with pytest.raises(ModelResting):
+        _says(backend, 4)
+    assert backend.pid is None
 
 
 def test_audio_that_kills_is_refused_and_its_neighbours_are_not(
@@ -216,8 +252,9 @@ def test_a_process_that_gives_no_sign_of_life_is_tried_alone_once(
 
     def live() -> object:
         life = take()
-        asked.append(None)
-        _freeze(backend)
+        if threading.current_thread() is threading.main_thread():
+            asked.append(None)
+            _freeze(backend)
         return life
 
     monkeypatch.setattr(backend, "_live", live)
@@ -322,8 +359,8 @@ def test_faults_of_the_device_are_told_and_a_broken_one_gets_a_new_process(start
     assert backend.restarts == 0
     with pytest.raises(BackendError, match="died each time"):
         _says(backend, 56, 62)
-    assert backend.restarts == remote.ATTEMPTS - 1
     assert _says(backend, 1) == _spoken(1)
+    assert backend.restarts == remote.ATTEMPTS
 
 
 @pytest.mark.parametrize(

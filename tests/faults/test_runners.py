@@ -176,6 +176,17 @@ def test_killed_under_files(mortal: Process) -> None:
             assert answer.json()["text"] == spelt(said[first])
 
 
+@pytest.mark.fault(
+    "P20", "a model's idle process is killed", "another one is there before anybody speaks"
+)
+def test_killed_while_idle(mortal: Process) -> None:
+    """SIGKILL of an idle process, and no request"""
+    with survives(mortal):
+        assert recording(mortal, [5, 6]).json()["text"] == "w5 w6"
+    old = kill(mortal)
+    until(lambda: runner(mortal) != old)
+
+
 @pytest.mark.fault("P04", "a model's process is stopped", "found out, replaced; the same words")
 def test_stopped() -> None:
     """SIGSTOP while two streams speak; signs of life are asked for after 0.5 s"""
