@@ -119,8 +119,13 @@ class Executor:
                 fail(gone)
             if isinstance(self._given, RemoteBackend):
                 self._given.interrupt()
-        await asyncio.to_thread(self._pool.shutdown, wait=True)
-        await asyncio.to_thread(self.backend.close)
+        # A thread of its own: a decode may take minutes, and neither what asyncio's threads do nor another model that
+        # is closed shall wait for it.
+        last = ThreadPoolExecutor(1, thread_name_prefix=f"close {self.info.id}")
+        last.submit(self._pool.shutdown, wait=True)
+        closed = self._loop.run_in_executor(last, self.backend.close)
+        last.shutdown(wait=False)
+        await closed
 
     def _dispatch(self) -> None:
         while not self._closed and (batch := self.scheduler.take(time.monotonic())) is not None:

@@ -7,6 +7,7 @@ client's queue.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import os
 import random
@@ -18,6 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, replace
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +64,11 @@ from streaming.vad.detector import Detector
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOADS = 2
+"""Models that are loaded at a time; others wait for their turn."""
 GULP = 128 * FRAME
 """Samples read from a recording at a time: 4.1 s, whole frames."""
 LAG = 30 * RATE
@@ -111,6 +118,8 @@ class LocalEngine:
         self._media = ThreadPoolExecutor(
             4, thread_name_prefix="media", initializer=_give_way
         )  # finding the speech of recordings
+        # Not asyncio's own threads: a load takes minutes, and all that is looked up would wait for six of them.
+        self._loads = ThreadPoolExecutor(LOADS, thread_name_prefix="load")
         self._models: Residency[Executor] = Residency(
             self._load,
             Executor.close,
@@ -249,7 +258,8 @@ class LocalEngine:
         await self._models.aclose()
         if self._ears is not None:
             await self._ears.aclose()
-        self._media.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._media, self._loads):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _close_one_stream(self) -> None:
         self._streams -= 1
@@ -280,10 +290,19 @@ class LocalEngine:
         if not entry.downloaded:
             await asyncio.wrap_future(self._catalogue.download(entry).done)
 
+    async def _on_load(
+        self, call: Callable[P, T], *arguments: P.args, **options: P.kwargs
+    ) -> T:
+        """`call` on one of the threads that load, as `asyncio.to_thread` does it."""
+        here = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(
+            self._loads, lambda: here.run(call, *arguments, **options)
+        )
+
     async def _load(self, key: str) -> Executor:
         started = time.monotonic()
         entry = await asyncio.to_thread(self._catalogue.entry, key)
-        path = await asyncio.to_thread(self._catalogue.ensure, entry)
+        path = await self._on_load(self._catalogue.ensure, entry)
         loader = self._loaders.get(entry.backend)
         if loader is None:
             raise ModelUnavailable(
@@ -295,19 +314,19 @@ class LocalEngine:
         if self._plan.runners:
             stop = threading.Event()
             try:
-                backend = await asyncio.to_thread(
+                backend = await self._on_load(
                     remote.load, loader, key, path, device, self._plan.decode_timeout, stop
                 )
             except asyncio.CancelledError:
                 stop.set()  # else the thread would wait for what nobody wants any more
                 raise
         else:
-            backend = await asyncio.to_thread(loader.load, path, device)
+            backend = await self._on_load(loader.load, path, device)
         if device.kind == "cuda" and not self._plan.runners:
             try:
-                await asyncio.to_thread(selftest.check, whole(backend), key)
+                await self._on_load(selftest.check, whole(backend), key)
             except BaseException:
-                await asyncio.to_thread(backend.close)
+                await self._on_load(backend.close)
                 raise
         seconds = time.monotonic() - started
         log.info("model %s loaded in %.1f s (%s)", key, seconds, entry.backend)
