@@ -23,6 +23,9 @@ BUFFER = 2**20
 """Bytes of a message that the kernel is asked to hold. It allows `net.core.wmem_max`, 212,992 on most systems: of a
 window of 30 s, which has 1.9 MB, most waits until the other end reads."""
 
+ANSWER = 16 * 2**20
+"""Bytes of an answer at most: a thousand times what a full window's words take."""
+
 Watch: TypeAlias = Callable[[Callable[[float], bool]], None]
 """Called where the other end has to be waited for, with what waits so many seconds and says whether it is ready:
 returns when it is, or raises what the caller of `Channel` is to get."""
@@ -129,6 +132,10 @@ class Broken(Exception):
     """The other end is gone."""
 
 
+class Garbled(Exception):
+    """What came is no message."""
+
+
 class Channel:
     """One end; a question and an answer at a time. Blocking; not for two threads at once."""
 
@@ -156,8 +163,13 @@ class Channel:
         return _REQUESTS.decode(body), np.frombuffer(audio, np.float32)
 
     def reply(self, watch: Watch | None = None) -> Reply:
-        """The server's side: the answer, waited for as `watch` does. Raises Broken."""
-        return _REPLIES.decode(self._receive(watch)[0])
+        """The server's side: the answer, waited for as `watch` does. Raises Broken, Garbled."""
+        # What decodes strangers' audio may have been taken over by it: it is believed nothing.
+        body, _ = self._receive(watch, ANSWER)
+        try:
+            return _REPLIES.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Garbled(str(error)) from error
 
     def until_gone(self) -> None:
         """Returns once either end is closed; what comes meanwhile is left to whoever asked for it."""
@@ -172,9 +184,13 @@ class Channel:
             self._end.shutdown(socket.SHUT_RDWR)
         self._end.close()
 
-    def _receive(self, watch: Watch | None = None) -> tuple[bytearray, bytearray]:
+    def _receive(
+        self, watch: Watch | None = None, most: int | None = None
+    ) -> tuple[bytearray, bytearray]:
         head = self._take(_LENGTHS.size, watch)
         length, size = _LENGTHS.unpack(head)
+        if most is not None and length + size > most:
+            raise Garbled(f"{length + size} bytes are announced; an answer has {most} at most")
         return self._take(length, watch), self._take(size, watch)
 
     def _give(self, data: bytes | memoryview, watch: Watch | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -41,6 +42,7 @@ from streaming.channel import (
     DropState,
     Failure,
     FinishState,
+    Garbled,
     Load,
     Loaded,
     Opened,
@@ -82,6 +84,17 @@ DEATHS = 5
 REST = 30.0
 PAUSE = 0.125
 """Seconds before a restart, doubled with every death in a row."""
+OURS = ("STT_", "OTEL_")
+"""Beginnings of names of variables that tell the server something."""
+SECRET = re.compile(
+    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|PWD|CREDENTIAL|AUTH|COOKIE|HEADER|DSN|PAT)S?(_|\d*$)",
+    re.IGNORECASE,
+)
+"""Names of variables that hold secrets."""
+CREDENTIALS = re.compile(r"://[^/\s]*@")
+"""In a proxy's or database's address."""
+LINE = 2**16
+"""Bytes of what it prints that are taken for a line at most."""
 GOODBYE = 5.0
 """Seconds in which a process may free what it holds; then it is killed."""
 
@@ -179,9 +192,11 @@ def _begin(request: Load, stop: threading.Event) -> tuple[_Life, Loaded]:
         reply = life.control.reply(watch)
         if isinstance(reply, Failure):
             raise _error(reply)
-    except Broken:
+    except (Broken, Garbled) as error:
         life.process.kill()
         why = life.last_words
+        if isinstance(error, Garbled):
+            why = f"cannot be understood: {error}"
         life.end()
         raise ModelUnavailable(
             f"model {request.model} cannot be loaded: its process {why}; see the server's log"
@@ -230,7 +245,7 @@ def _born(request: Load) -> _Life:
 
 
 def _environment(device: Device) -> dict[str, str]:
-    """What the process sees: keys and tokens are none of its business.
+    """What the process sees: keys and tokens are none of its business, as far as names and addresses tell them.
 
     Windows of every length through eight heaps a core, which is glibc's choice, leave holes in all of them: the process
     of a busy model grew by 20 MiB an hour (`tests/perf/soak.py`). A heap for each worker is enough, and no slower.
@@ -238,7 +253,7 @@ def _environment(device: Device) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("STT_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
+        if not (name.startswith(OURS) or SECRET.search(name) or CREDENTIALS.search(value))
     }
     path = os.pathsep.join(each for each in sys.path if each)
     ours = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": str(max(2, device.workers))}
@@ -249,7 +264,7 @@ def _listen(process: subprocess.Popen[bytes], model: str, told: deque[str]) -> N
     """What the process and its libraries print, into the log."""
     assert process.stdout is not None
     with process.stdout as lines:
-        for line in lines:
+        while line := lines.readline(LINE):
             text = line.decode("utf-8", "replace").rstrip()[:1000]
             told.append(text)
             level = logging.ERROR if text.startswith(("ERROR", "CRITICAL")) else logging.INFO

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -324,6 +326,76 @@ def test_a_process_that_stops_in_the_middle_of_an_answer_is_cut(
     assert looks == [0.0]
     answering.close()
     theirs.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\xff\xff\xff\xff\0\0\0\0",
+        b"\0\0\0\1\xff\xff\xff\xff",
+        b"\0\0\0\3\0\0\0\0\xff\xff\xff",
+        b"\0\0\0\6\0\0\0\0\x81\xa4type",
+    ],
+)
+def test_an_answer_that_is_none_is_not_believed(said: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    answering = channel.Channel(ours)
+    theirs.sendall(said)
+    tracemalloc.start()
+    with pytest.raises(channel.Garbled):
+        answering.reply()
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    answering.close()
+    theirs.close()
+
+
+def test_a_process_that_cannot_be_understood_is_replaced(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = start()
+    receive, heard = channel.Channel._receive, list[bytearray]()
+
+    def garbled(self: channel.Channel, *given: Any) -> tuple[bytearray, bytearray]:
+        body, audio = receive(self, *given)
+        heard.append(body)
+        return body if len(heard) > 1 else bytearray(b"\xc1"), audio
+
+    monkeypatch.setattr(channel.Channel, "_receive", garbled)
+    assert _says(backend, 7) == _spoken(7)
+    assert backend.restarts == 1
+
+
+def test_a_process_sees_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = {
+        "STT_API_KEYS": "a",
+        "HF_TOKEN": "a",
+        "HUGGING_FACE_HUB_TOKEN": "a",
+        "OTEL_EXPORTER_OTLP_HEADERS": "a",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "a",
+        "AWS_SECRET_ACCESS_KEY": "a",
+        "AWS_ACCESS_KEY_ID": "a",
+        "OPENAI_API_KEY": "a",
+        "PGPASSWORD": "a",
+        "SSH_AUTH_SOCK": "a",
+        "https_proxy": "http://me:secret@proxy:3128",
+        "REDIS_URL": "redis://:secret@cache/0",
+    }
+    seen = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "LD_LIBRARY_PATH": "/opt/lib",
+        "HF_HOME": "/models",
+        "OMP_NUM_THREADS": "1",
+        "NVIDIA_DRIVER_CAPABILITIES": "compute",
+        "XDG_CACHE_HOME": "/cache",
+        "HTTP_PROXY": "http://proxy:3128",
+    }
+    for name, value in (hidden | seen).items():
+        monkeypatch.setenv(name, value)
+    found = remote._environment()
+    assert not found.keys() & hidden.keys()
+    assert found.items() >= seen.items()
 
 
 def test_a_process_that_trickles_is_cut_in_the_end(
