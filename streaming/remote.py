@@ -445,20 +445,24 @@ class RemoteBackend:
     def _watch(self, life: _Life, patience: float) -> Watch:
         """Waits for the other end of one call, from its first byte sent to the last received. Kills a process that
         takes too long in all or gives no sign of life."""
-        until = time.monotonic() + patience
+        left = patience
 
         def watch(ready: Callable[[float], bool]) -> None:
-            # What is ready at the last moment is taken, but a process that trickles has to come to an end.
-            while not ready(min(PULSE, max(0.0, until - time.monotonic()))) or (
-                time.monotonic() > until + PULSE
-            ):
-                if time.monotonic() >= until:
-                    life.hung = True
-                    self._cut(life, f"took longer than {patience:g} s for a decode")
-                    raise _Endless
+            nonlocal left
+            while True:
+                # Counted is what was waited here, and no time in which all this or the process was frozen.
+                pause, began = min(PULSE, left), time.monotonic()
+                if ready(pause):
+                    left -= min(pause, time.monotonic() - began)
+                    return
+                left -= pause
                 if not self._breathes(life, ready):
                     self._cut(life, f"gave no sign of life for {SILENCE:g} s")
                     raise _Silent
+                if left <= 0 and not ready(0):
+                    life.hung = True
+                    self._cut(life, f"took longer than {patience:g} s for a decode")
+                    raise _Endless
 
         return watch
 

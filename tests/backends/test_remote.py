@@ -405,10 +405,33 @@ def test_a_process_that_trickles_is_cut_in_the_end(
     backend = start()
     assert backend._life is not None
     watch = backend._watch(backend._life, 0.3)
+
+    def trickles(seconds: float) -> bool:
+        time.sleep(min(seconds, 0.01))
+        return seconds > 0
+
+    def receive() -> None:
+        for _ in range(1000):
+            watch(trickles)
+
     with pytest.raises(channel.Broken):
-        while True:
-            watch(lambda _: True)
+        receive()
     assert _says(backend, 7) == _spoken(7)
+
+
+def test_a_process_that_was_frozen_for_longer_than_a_decode_may_take_is_not_taken_for_hung(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PULSE", 0.1)
+    backend = start(patience=0.5)
+    pid = backend.pid
+    assert pid is not None
+    _freeze(backend)
+    thaw = threading.Timer(1.5, os.kill, (pid, signal.SIGCONT))
+    thaw.start()
+    assert _says(backend, 7) == _spoken(7)
+    thaw.join()
+    assert backend.restarts == 0
 
 
 def test_a_slow_decode_is_left_alone_while_the_process_lives(
