@@ -24,7 +24,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 
 from server import errors
-from server.context import PARTING
+from server.context import PARTING, Parting
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ class Sockets(WebSocketsSansIOProtocol):
     _fragment_bytes = 0
     _held = 0  # bytes of it that the room counts
     _refused: float | None = None  # until when the farewell lasts, if nothing else is left
-    _parting: asyncio.Future[bool] | None = None  # see PARTING
+    _parting: asyncio.Future[Parting] | None = None  # see PARTING
     _wasted = 0  # bytes thrown away meanwhile
     _pong = b""  # to be sent when the peer reads again
     taken = 0
@@ -289,15 +289,16 @@ class Sockets(WebSocketsSansIOProtocol):
         if self.close_sent and self.conn.close_rcvd is not None:
             # Another code is no answer: the peer left of its own accord, perhaps before our last words.
             ours = self.conn.close_sent.code if self.conn.close_sent is not None else 1000
-            self._part(self.conn.close_rcvd.code in (ours, 1000))
+            answered = self.conn.close_rcvd.code in (ours, 1000)
+            self._part(Parting.ANSWERED if answered else Parting.GOODBYE)
         super().handle_close(event)
 
-    def _part(self, answered: bool) -> None:
+    def _part(self, how: Parting) -> None:
         if self._parting is not None and not self._parting.done():
-            self._parting.set_result(answered)
+            self._parting.set_result(how)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._part(False)
+        self._part(Parting.GONE if self.conn.close_rcvd is None else Parting.GOODBYE)
         self._handshake.cancel()
         self._room.sockets -= 1
         self._room.held -= self._held

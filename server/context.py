@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
@@ -17,7 +18,19 @@ if TYPE_CHECKING:
     from streaming.models import Catalogue
 
 PARTING = "open_speech.parting"
-"""An extension of a WebSocket's scope: a future that tells whether the peer answered our close, or was gone."""
+"""An extension of a WebSocket's scope: a future of the peer's Parting, there as soon as the connection knows it. The
+messages that came before are perhaps not read yet."""
+
+
+class Parting(Enum):
+    """How a WebSocket's peer went."""
+
+    ANSWERED = auto()
+    """It answered our close, so all that we said has arrived."""
+    GOODBYE = auto()
+    """It closed of its own accord; with what code, the last message tells."""
+    GONE = auto()
+    """The connection broke."""
 
 
 def _metrics() -> Metrics:

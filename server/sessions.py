@@ -147,12 +147,12 @@ class Session:
             if self.gone:
                 raise unknown()
             self._check(last_event)  # here, since whoever came before has let go of what it has
+            apart = self._expiry is not None
             if self._expiry is not None:
                 self._expiry.cancel()
                 self._expiry = None
-            before, self._connection = self._connection, connection
-            if before is None:
                 self._register.attached(self)  # from now on nobody takes its place
+            before, self._connection = self._connection, connection
             try:
                 if before is not None:
                     await before.replace()
@@ -164,18 +164,21 @@ class Session:
             except BaseException:
                 self.detach(connection, over=False)
                 raise
-            if before is not None:
-                log.info("stream %s was taken over by a new connection", self.name)
-            else:
+            if apart:
                 log.info(
                     "stream %s resumed after %.1f s",
                     self.name,
                     time.monotonic() - self._apart_since,
                 )
+            else:
+                log.info("stream %s was taken over by a new connection", self.name)
             return self._ready()
 
     async def do(self, command: native.Command | Part, connection: Connection) -> None:
-        """Have something done for `connection`. Returns when it is done, or never will be: another took over."""
+        """Have something done for `connection`. Returns when it is done, or never will be: another took over, or the
+        session is over."""
+        if self.gone:
+            return
         await self._inbox.put((command, connection))
         await self._inbox.join()
 
@@ -186,12 +189,24 @@ class Session:
         except Unread as fault:
             self._fail(*explained(fault))
 
+    def lose(self, connection: Connection) -> None:
+        """`connection` broke, and `detach` follows once all that came over it was heard: it counts, so the client need
+        not send it again. Does nothing if another took over."""
+        if self._connection is connection and not self.gone:
+            self._wait_for_client()
+
     def detach(self, connection: Connection, *, over: bool) -> None:
-        """`connection` is gone; `over` where the client has all it wants. Does nothing if another took over."""
+        """`connection` is done; `over` where the client has all it wants. Does nothing if another took over."""
         if self._connection is not connection or self.gone:
             return
         self._connection = None
-        if over or self._patience <= 0 or self._here.stopping.is_set():
+        if over:
+            self.close()
+        elif self._expiry is None:
+            self._wait_for_client()
+
+    def _wait_for_client(self) -> None:
+        if self._patience <= 0 or self._here.stopping.is_set():
             self.close()
             return
         self._apart_since = time.monotonic()
@@ -205,6 +220,7 @@ class Session:
         if self.gone:
             return
         self.gone = True
+        self._connection = None  # which may still be reading, and knows us
         self._register.forget(self)
         for timer in (self._expiry, self._ack_timer):
             if timer is not None:

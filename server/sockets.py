@@ -17,7 +17,7 @@ from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from server import auth, logs
-from server.context import PARTING, Context, context
+from server.context import PARTING, Context, Parting, context
 from server.errors import RateLimited, Refused
 from server.gate import Meter, gate
 from server.journal import unnumbered
@@ -94,6 +94,9 @@ class _Connection:
         self._left = False  # the client has said goodbye, or all it waited for
         self._last: tuple[dict[str, Any], int] | None = None  # an error beside the journal
         self._heard_all = False  # the journal is at its end
+        self._parting: asyncio.Future[Parting] | None = socket.scope.get("extensions", {}).get(
+            PARTING
+        )
 
     async def run(self) -> None:
         """From the first message to the close."""
@@ -103,6 +106,7 @@ class _Connection:
                 work = [
                     tasks.create_task(self._guarded(self._converse())),
                     tasks.create_task(self._watch()),
+                    tasks.create_task(self._notice()),
                 ]
                 await self._done.wait()
                 if self._sending is not None:
@@ -135,13 +139,13 @@ class _Connection:
             assert self._session is not None
             await _close(self._socket, self._session.code, self._session.why)
             # The client may have lost the connection just before its last words: only its answer tells.
-            parting = self._socket.scope.get("extensions", {}).get(PARTING)
-            if parting is not None:
+            if (parting := self._parting) is not None:
                 async with asyncio.TaskGroup() as tasks:
                     stopping = tasks.create_task(self._here.stopping.wait())
-                    await asyncio.wait([parting, stopping], return_when=asyncio.FIRST_COMPLETED)
+                    either: list[asyncio.Future[Any]] = [parting, stopping]
+                    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                     stopping.cancel()
-                self._left = parting.done() and parting.result()
+                self._left = parting.done() and parting.result() is Parting.ANSWERED
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """Run, and turn what ends the connection into its last message."""
@@ -329,6 +333,15 @@ class _Connection:
             self._session.stop_at = self._stopping
         if self._patience is not None:
             self._patience.reschedule(asyncio.get_running_loop().time() + LULL)
+
+    async def _notice(self) -> None:
+        """The session waits for its client from the moment the connection breaks: the reader may be long at what came
+        before."""
+        if self._parting is None:
+            return
+        await asyncio.wait([self._parting])
+        if self._parting.result() is Parting.GONE and self._session is not None:
+            self._session.lose(self)
 
     # What goes out.
 

@@ -25,7 +25,7 @@ from streaming.events import Final, Partial
 from tests.containers import contained, packets
 from tests.fakes import pcm, tone
 from tests.proxy import wire
-from tests.serving import Talker, running, with_engine, with_toy
+from tests.serving import Chatter, Talker, running, with_engine, with_toy
 
 SECOND = pcm(tone(1.0))
 
@@ -379,6 +379,83 @@ def test_who_is_coming_back_keeps_its_place_and_no_session_that_is_over(
             assert heard(other)[-1]["code"] == "rate_limit_exceeded"
             stream.call(made[0].close)
             assert [each["code"] for each in heard(again)] == ["unknown_session"]
+
+
+@contextmanager
+def broken_while_its_audio_waits(
+    made: list[Session], caplog: pytest.LogCaptureFixture, **settings: object
+) -> Iterator[tuple[Chatter, str, str]]:
+    """A stream, its session and the server's address: the engine takes nothing while three seconds wait, and RST."""
+    with serving(**settings) as (talker, url):  # type: ignore[arg-type]
+        link = connect(url)
+        session = begun(link)
+        stream = talker.streams[0]
+        stream.call(stream.room.clear)
+        for _ in range(3):
+            link.send(SECOND)
+        awaited(lambda: made[0]._inbox._unfinished_tasks == 1)  # type: ignore[attr-defined]
+        reset(link)
+        stream.say(Partial(0, 1, " one", ""))  # what is not read tells nothing; what is said does
+        if settings.get("resume_seconds") != 0:
+            lost(caplog)
+        yield stream, session, url
+
+
+def test_a_broken_connection_is_noticed_while_its_audio_waits(
+    made: list[Session], caplog: pytest.LogCaptureFixture
+) -> None:
+    with broken_while_its_audio_waits(made, caplog) as (stream, session, url):
+        assert stream.received == 0
+        stream.call(stream.room.set)
+        awaited(lambda: stream.received >= 16_000)  # what came is heard all the same
+        with connect(url) as again:
+            received = resumed(again, session, 0)["received"]
+            assert received >= len(SECOND)
+            again.send((SECOND * 3)[received:])
+            say(again, "end")
+            assert heard(again)[-1]["received"] == 3 * len(SECOND)
+        assert stream.received == 3 * 16_000
+        assert noted(caplog, "resumed after") == 1
+
+
+def test_who_comes_back_while_its_audio_waits_loses_nothing(
+    made: list[Session], caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        broken_while_its_audio_waits(made, caplog) as (stream, session, url),
+        connect(url) as again,
+    ):
+        say(again, "resume", session=session, last_event=0)
+        awaited(lambda: made[0]._expiry is None)
+        stream.call(stream.room.set)
+        received = json.loads(again.recv(timeout=20))["received"]
+        assert 0 < received <= len(SECOND)  # the piece that was under way
+        again.send((SECOND * 3)[received:])
+        say(again, "end")
+        assert heard(again)[-1]["received"] == 3 * len(SECOND)
+        assert stream.received == 3 * 16_000
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2])
+def test_a_session_does_not_outlive_its_time_because_audio_waits(
+    seconds: float, made: list[Session], caplog: pytest.LogCaptureFixture
+) -> None:
+    with broken_while_its_audio_waits(made, caplog, resume_seconds=seconds) as (stream, _, url):
+        assert stream.closed.wait(10)
+        assert made[0].gone
+        with connect(url) as other:
+            begun(other)
+
+
+def test_who_is_away_gives_its_place_though_its_audio_waits(
+    made: list[Session], caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        broken_while_its_audio_waits(made, caplog, client_streams=1) as (stream, _, url),
+        connect(url) as other,
+    ):
+        begun(other)
+        assert stream.closed.is_set()
 
 
 def test_who_lost_the_connection_after_end_gets_the_last_finals(
