@@ -280,8 +280,9 @@ class Session:
                 self._inbox.get_nowait()
                 self._inbox.task_done()
             await self._release()
-            # A cancelled TaskGroup remembers this frame in a circle, and would hold the stream's audio until the rare
-            # collection of old objects.
+            # Circles that would hold the stream's audio until the rare collection of old objects: a cancelled task
+            # remembers the frame in which it was cancelled, and a TaskGroup this one.
+            self._carrying = None
             del self
 
     async def _carry(self) -> None:
@@ -383,8 +384,7 @@ class Session:
         """The stream cannot go on."""
         self.code, self.why, self.ended = code, last["code"], True
         self.journal.close(last)
-        assert self._carrying is not None
-        if asyncio.current_task() is not self._carrying:
+        if self._carrying is not None and asyncio.current_task() is not self._carrying:
             self._carrying.cancel()
 
     async def _release(self) -> None:

@@ -115,6 +115,7 @@ class _Connection:
                     task.cancel()
             await self._part()
         finally:
+            self._sending = None  # a cancelled task remembers us in a circle
             if self._session is not None:
                 logs.stream_id.set(self._session.name)
                 self._session.detach(self, over=self._left)

@@ -447,6 +447,7 @@ class LocalStream:
             self._closed = True
             self._ears.forget(self._session)
             self._executor.detach(self._session, live=True)
+            self._session.abandon()
             self._backlog.forget(self._session)
             self._news.set()
             self._room.set()

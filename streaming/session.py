@@ -94,6 +94,10 @@ class _Utterance:
     outcome: Final | Failed | None = None
     markers: list[Marker] = field(default_factory=list)  # follow this utterance's final
 
+    def forget_jobs(self) -> None:
+        """They are not wanted any more: a job would hold its audio in a circle with its utterance."""
+        self.partial = self.final = None
+
 
 class Session:
     """Promises: see `events`. One owner calls it; every method returns at once."""
@@ -126,7 +130,7 @@ class Session:
         self._jobs: list[Job] = []
         self._events: list[Event] = []
         self._settled: list[int] = []
-        self._ended = False
+        self._ended = self._abandoned = False
         self.finished = False
         """All that was received is in finals, and no more will come."""
 
@@ -170,6 +174,13 @@ class Session:
         """No more audio."""
         self._listener.receive_end()
         self._decide(self._listener.settle())
+
+    def abandon(self) -> None:
+        """Nobody wants to know more, of what is on its way neither."""
+        self._abandoned = True
+        self._jobs.clear()
+        while self._open:
+            self._open.popleft().forget_jobs()
 
     def frames(self) -> Samples:
         """Frames for the detector, shape ``(k * 512,)``."""
@@ -224,6 +235,8 @@ class Session:
     # What the listener decides.
 
     def _decide(self, boundaries: list[Boundary | Cut]) -> None:
+        if self._abandoned:
+            return
         for boundary in boundaries:
             match boundary:
                 case Started(at):
@@ -600,8 +613,7 @@ class Session:
                 outcome = replace(outcome, stream_language=self._language)
             self._events.append(outcome)
             self._events.extend(utterance.markers)
-            # A job that is not wanted any more would hold its audio in a circle with its utterance.
-            utterance.partial = utterance.final = None
+            utterance.forget_jobs()
         if self._ended and not self._open:
             self.finished = True
 
