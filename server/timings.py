@@ -22,7 +22,8 @@ class Clock:
     def table(self, summary: Summary) -> dict[str, float]:
         """Seconds by stage, up to now. Stages overlap, so that they add up to more than the total."""
         spent = asdict(summary.stages) if summary.stages is not None else {}
-        found = {"upload": self.uploaded - self.began, **spent}
+        work = spent.pop("work", None) or {}
+        found = {"upload": self.uploaded - self.began, **spent, **work}
         found["total"] = time.monotonic() - self.began
         return {stage: round(seconds, 4) for stage, seconds in found.items()}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from streaming.errors import OpenSpeechError
-from streaming.types import Checkpoint, Word
+from streaming.types import Checkpoint, Word, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,8 @@ class Timing:
     """The result existed before the endpoint."""
     delay: float | None = None
     """From the arrival of the last speech to the final; None where nobody measures."""
+    work: Work | None = None
+    """What was done in `decoding`, the final's share; None where the recogniser does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

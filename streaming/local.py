@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from streaming import remote, selftest
 from streaming.audio import media
-from streaming.backends.base import Loader, StepBackend, WindowBackend
+from streaming.backends.base import Hypothesis, Loader, StepBackend, WindowBackend
 from streaming.backends.stepwise import whole
 from streaming.backlog import BYTES, MOST, Backlog
 from streaming.ears import Ears
@@ -576,7 +576,8 @@ class _Reading:
                     result, receiving = receiving.result(), None
                     if isinstance(result, OpenSpeechError):
                         raise result
-                    self._stages.receive_job(result.added, result.started, result.finished)
+                    work = result.result.work if isinstance(result.result, Hypothesis) else None
+                    self._stages.receive_job(result.added, result.started, result.finished, work)
                     session.receive_result(result)
                 if jobs := session.jobs():
                     self._executor.submit(jobs)

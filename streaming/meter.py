@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from streaming.events import Event, Final, Partial, SpeechStarted, SpeechStopped
 from streaming.observer import Observer
-from streaming.types import RATE, Spent
+from streaming.types import RATE, Spent, Work
 
 ARRIVALS = 4096
 """Messages remembered at most, however short they are."""
@@ -84,22 +84,32 @@ class Stages:
         """Seconds that whoever does it adds."""
         self._waiting: list[tuple[float, float]] = []
         self._working: list[tuple[float, float]] = []  # bounded by the recording's windows
+        self._work: Work | None = None
 
     def begin(self, now: float) -> None:
         """The model is there."""
         self._load = now - self._asked
 
-    def receive_job(self, added: float, started: float | None, finished: float) -> None:
+    def receive_job(
+        self, added: float, started: float | None, finished: float, work: Work | None = None
+    ) -> None:
         """A window came back."""
         if started is not None:
             self._waiting.append((added, finished))
             self._working.append((started, finished))
+        if work is not None:
+            so_far = self._work or Work()
+            self._work = Work(
+                so_far.encode + work.encode,
+                so_far.generate + work.generate,
+                so_far.align + work.align,
+            )
 
     def spent(self) -> Spent:
         """All of it so far."""
         working = _covered(self._working)
         queue = _covered(self._waiting) - working
-        return Spent(self._load, self.container, self.detection, queue, working)
+        return Spent(self._load, self.container, self.detection, queue, working, self._work)
 
 
 def _covered(stretches: list[tuple[float, float]]) -> float:

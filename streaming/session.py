@@ -490,6 +490,7 @@ class Session:
             utterance.doubted = result
             utterance.final = self._ask_again(utterance, lane, job.edge)
             return
+        work = result.work
         if not self._steps and evidence.doubtful(result):
             if utterance.doubted is not None:
                 result = evidence.better(utterance.doubted, result)
@@ -499,7 +500,8 @@ class Session:
             utterance.final = self._ask(utterance, lane, job.edge)
             return
         started = job.added if job.started is None else job.started
-        timing = Timing(started - job.added, job.finished - started, utterance.end is None)
+        queued, decoding = started - job.added, job.finished - started
+        timing = Timing(queued, decoding, utterance.end is None, work=work)
         origin = utterance.agreement.trim if self._steps else job.start
         final = self._compose(utterance, result, shifted(result.words, origin), timing)
         if utterance.end is not None:

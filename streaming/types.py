@@ -125,6 +125,18 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What a recogniser did for a window, in seconds. A batch takes the time once: its windows share it."""
+
+    encode: float = 0.0
+    """Features, and the encoder."""
+    generate: float = 0.0
+    """The language, where it was asked for, and the text."""
+    align: float = 0.0
+    """The times of words."""
+
+
+@dataclass(frozen=True, slots=True)
 class Spent:
     """Where the time of a recording went, in seconds by the clock. Stages overlap: it is read while it is decoded."""
 
@@ -138,6 +150,8 @@ class Spent:
     """Windows waited for workers, and none was at one."""
     recognition: float
     """At least one window was at work; alignment included."""
+    work: Work | None = None
+    """What was done then: windows that were at work side by side add up. None where the recogniser does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,15 @@ export interface Final {
   language: string | null;
   words?: Word[];
   /** Seconds by stage, asked for with `timings`. */
-  timing?: { delay: number | null; queue: number; recognition: number; speculated: boolean };
+  timing?: {
+    delay: number | null;
+    queue: number;
+    recognition: number;
+    speculated: boolean;
+    encode?: number;
+    generate?: number;
+    align?: number;
+  };
   received: number;
   /** What the stream has settled on, where no language was asked for. */
   stream_language?: string;

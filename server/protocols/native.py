@@ -9,7 +9,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -364,6 +364,10 @@ class Writer:
                         "recognition": _rounded(event.timing.decoding),
                         "speculated": event.timing.speculated,
                     }
+                    if (work := event.timing.work) is not None:
+                        found["timing"] |= {
+                            stage: _rounded(seconds) for stage, seconds in asdict(work).items()
+                        }
                 if self._opening.options.language is None and event.stream_language is not None:
                     found["stream_language"] = event.stream_language
                 if event.cut and parting:

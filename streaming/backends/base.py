@@ -8,11 +8,11 @@ to `Device.workers` at once for one backend: a backend whose library cannot do t
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from streaming.types import RATE, Device, Samples, Task, Token, Word
+from streaming.types import RATE, Device, Samples, Task, Token, Word, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,8 @@ class Hypothesis:
     temperature: float = 0.0
     capped: bool = False
     """Decoding ended because the window's text is longer than the model can print: split and decode again."""
+    work: Work | None = field(default=None, compare=False)
+    """Where its time went; None where the recogniser does not tell."""
 
 
 class Backend(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 import zlib
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from streaming.backends import whisper_weights
 from streaming.backends.base import Capabilities, Decoding, Hypothesis, Window
 from streaming.errors import BackendError, ModelUnavailable
-from streaming.types import RATE, Device, Token, Word
+from streaming.types import RATE, Device, Token, Word, Work
 
 HOP = 160
 """Samples per mel frame."""
@@ -92,12 +93,15 @@ class FasterWhisper:
     def _decode(self, model: Any, windows: list[Window]) -> list[Hypothesis]:
         if not windows:
             return []
+        began = time.monotonic()
         encoded = model.encode(_storage(self._mel(windows)), to_cpu=False)
+        encoding = time.monotonic() - began
         languages, detected = self._languages(model, encoded, windows)
         decodings = [window.decoding for window in windows]
         if decodings[0].task == "detect":
+            work = _shared(began, encoding, time.monotonic(), len(windows))
             return [
-                Hypothesis("", (), (), language, *_ranked(probabilities), temperature=0.0)
+                Hypothesis("", (), (), language, *_ranked(probabilities), work=work)
                 for language, probabilities in zip(languages, detected, strict=True)
             ]
         text = self._text
@@ -143,7 +147,9 @@ class FasterWhisper:
         tokens = [
             [token for token in result.sequences_ids[0] if token < text.end] for result in results
         ]
+        generated = time.monotonic()
         aligned = self._align(model, encoded, windows, starts, tokens, prefixes, languages)
+        work = _shared(began, encoding, generated, len(windows))
         hypotheses = []
         for at, (window, result) in enumerate(zip(windows, results, strict=True)):
             words, marked = aligned.get(at, ((), ()))
@@ -162,6 +168,7 @@ class FasterWhisper:
                     compression_ratio=_compression(plain.strip()),
                     temperature=window.decoding.temperature,
                     capped=printed[at] >= room,
+                    work=work,
                 )
             )
         return hypotheses
@@ -440,6 +447,12 @@ def _padded(length: int, floor: int) -> int:
     """Samples of the window that holds `length` samples of audio."""
     need = max(length + TAIL, floor)
     return next((bucket for bucket in BUCKETS if bucket >= need), BUCKETS[-1])
+
+
+def _shared(began: float, encoding: float, generated: float, windows: int) -> Work:
+    """The share of each window of a batch that is done now."""
+    generating = generated - began - encoding
+    return Work(encoding / windows, generating / windows, (time.monotonic() - generated) / windows)
 
 
 def _storage(array: NDArray[Any]) -> Any:
