@@ -6,6 +6,7 @@ by `Table`, because the package's own storage has no bound and looks at every cl
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -170,7 +171,9 @@ class Limits:
         # A moving window would keep an entry for every second of a day; two counters say nearly the same.
         self._audio = SlidingWindowCounterRateLimiter(kept)
         self._streams: Counter[str] = Counter()
-        self._away = -math.inf  # until when the storage is not asked
+        self._away = (
+            -math.inf
+        )  # until when the storage is not asked; in the past for ever while it answers
         self._complained = -math.inf
 
     async def aclose(self) -> None:
@@ -272,8 +275,11 @@ class Limits:
         if time.monotonic() < self._away:
             answer.close()
             return otherwise
+        if self._away > -math.inf:
+            self._away = time.monotonic() + AWAY  # one asks whether it is back; nobody waits beside
         try:
-            return await answer
+            async with asyncio.timeout(PATIENCE):  # the client's own limit is for each of its tries
+                found = await answer
         except Exception as error:
             self._away = time.monotonic() + AWAY
             if time.monotonic() - self._complained > COMPLAIN:
@@ -283,6 +289,8 @@ class Limits:
                     "limits_storage does not answer (%s); nothing is limited", type(error).__name__
                 )
             return otherwise
+        self._away = -math.inf
+        return found
 
 
 def _audio(allowance: Allowance) -> Iterator[tuple[RateLimitItem, str]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from socket import create_server
 from typing import Any
 
 import httpx2
@@ -20,7 +22,19 @@ from server import keys
 from server.keys import Scope
 from tests.drive import speak
 from tests.fakes import pcm, wav
-from tests.faults.process import FILES, PATIENCE, STREAM, Process, rest, serving, text, until, words
+from tests.faults.process import (
+    FILES,
+    PATIENCE,
+    STREAM,
+    Process,
+    alive,
+    rest,
+    serving,
+    spelt,
+    text,
+    until,
+    words,
+)
 from tests.faults.raw import BINARY, Socket, ask, frame, reset
 
 SOCKETS = (STREAM, FILES, "/v1/realtime")
@@ -445,3 +459,38 @@ def test_places_of_streams_come_back(path: str) -> None:
             said, code, _ = stack.enter_context(Socket(server.url, path)).rest()
             assert code == 1013
             assert path.startswith(FILES + "?") or "rate_limit_exceeded" in json.dumps(said)
+
+
+@pytest.mark.quick
+@pytest.mark.fault(
+    "E18",
+    "a Redis for the limits that takes connections and never answers",
+    "as if it could not be reached: nobody is limited, one request waits a second for it every five, the others not at all",
+)
+def test_a_redis_that_stalls() -> None:
+    """`--limits-storage` names a socket that listens and says nothing; twenty requests and a stream at once, with limits of one request and ten seconds of audio"""
+    with create_server(("127.0.0.1", 0), backlog=128) as silent:
+        storage = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        limits = ("--client-requests-per-minute", "1", "--client-audio-seconds-per-hour", "10")
+        with serving("--limits-storage", storage, *limits) as server, alive(server):
+            said = words(1, 40)
+            with connect(server.socket_url + "?partials=false", open_timeout=PATIENCE) as stream:
+                for word in said:
+                    stream.send(pcm(speak([word, 0.7])))
+                took: list[float] = []
+
+                def ask() -> None:
+                    began = time.monotonic()
+                    assert httpx2.get(server.url + "/v1/models", timeout=PATIENCE).is_success
+                    took.append(time.monotonic() - began)
+
+                askers = [threading.Thread(target=ask) for _ in range(20)]
+                for each in askers:
+                    each.start()
+                for each in askers:
+                    each.join()
+                assert len(took) == 20
+                assert max(took) < 5
+                stream.send('{"type": "end"}')
+                assert text(rest(stream)) == spelt(said)
+            assert server.log.count("limits_storage does not answer") == 1

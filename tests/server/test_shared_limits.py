@@ -1,15 +1,20 @@
 """Limits that several servers count together, in a Redis of the test's own."""
 
+import asyncio
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
+from server import limits
 from server.configuration import Misconfigured
+from server.errors import RateLimited
 from server.keys import Allowance
 from server.limits import Limits
 from streaming.types import RATE, Summary
@@ -65,6 +70,73 @@ def test_two_servers_count_together(redis: tuple[str, subprocess.Popen[bytes]]) 
         process.terminate()
         process.wait()
         assert httpx2.get(one + "/v1/models").status_code == 200
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a Redis that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_redis_that_stalls_is_waited_for_once_and_not_long(
+    silent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "PATIENCE", 0.2)
+    monkeypatch.setattr(limits, "AWAY", 0.3)
+    waits: list[float] = []
+
+    async def main() -> None:
+        counted = Limits(Allowance(requests_per_minute=1, audio_seconds_per_hour=1), silent)
+        caller = counted.of_address("10.0.0.1")
+
+        async def ask() -> None:
+            began = time.monotonic()
+            await counted.request(caller)
+            await counted.heard(caller, 100)
+            waits.append(time.monotonic() - began)
+
+        async with asyncio.TaskGroup() as tasks:  # together, before anybody knows
+            for _ in range(5):
+                tasks.create_task(ask())
+        assert max(waits) < 1
+        waits.clear()
+        await asyncio.sleep(0.3)  # one asks again
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(5):
+                tasks.create_task(ask())
+        assert sum(wait > 0.1 for wait in waits) == 1
+        assert max(waits) < 1
+        await counted.aclose()
+
+    asyncio.run(main())
+    assert caplog.text.count("does not answer") == 1
+
+
+def test_a_redis_that_is_back_counts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "AWAY", 0.0)
+
+    class Sick(limits.Table):
+        well = False
+
+        async def acquire_entry(self, *given: Any, **more: Any) -> bool:
+            if not self.well:
+                raise ConnectionError
+            return await super().acquire_entry(*given, **more)
+
+    async def main() -> None:
+        counted = Limits(Allowance(requests_per_minute=1))
+        counted._requests.storage = kept = Sick()
+        caller = counted.of_address("10.0.0.1")
+        for _ in range(3):
+            await counted.request(caller)
+        kept.well = True
+        await counted.request(caller)
+        monkeypatch.setattr(limits, "AWAY", 60.0)
+        with pytest.raises(RateLimited):
+            await counted.request(caller)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
