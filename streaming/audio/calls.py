@@ -58,6 +58,8 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "futimesat": (261, None),
     "utimensat": (280, 88),
     "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "uselib": (134, None),
     # What is mounted where.
     "chroot": (161, 51),
     "pivot_root": (155, 41),
@@ -66,6 +68,8 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "open_tree": (428, 428),
     "move_mount": (429, 429),
     "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
     "fspick": (433, 433),
     "mount_setattr": (442, 442),
     "open_tree_attr": (467, 467),
@@ -101,6 +105,36 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "pidfd_open": (434, 434),
     "pidfd_getfd": (438, 438),
     "pidfd_send_signal": (424, 424),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+    "sched_setaffinity": (203, 122),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    # The machine, which obeys who is root on it.
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "reboot": (169, 142),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "acct": (163, 89),
+    "quotactl": (179, 60),
+    "syslog": (103, 116),
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    "iopl": (172, None),
+    "ioperm": (173, None),
     # Ways round, and doors that have stood open before.
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
@@ -113,6 +147,13 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "keyctl": (250, 219),
 }
 """Numbers on x86-64 and on 64-bit ARM; None where there is no such call."""
+TO_OTHERS: dict[str, tuple[tuple[int, int], int, tuple[int, ...]]] = {
+    "fcntl": ((72, 25), 1, (8, 15)),  # F_SETOWN, F_SETOWN_EX: a signal to whoever that is
+    "ioctl": ((16, 29), 1, (0x8901, 0x8902)),  # FIOSETOWN, SIOCSPGRP: the same
+    "prlimit64": ((302, 261), 0, ()),  # of another process
+}
+"""Calls that reach other processes by an argument: numbers as above, which argument, and its values that are refused;
+where there are none, all but 0."""
 
 _LOAD, _EQUAL, _AT_LEAST, _ANSWER = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _ERROR, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
@@ -136,12 +177,20 @@ def program(machine: str) -> bytes | None:
         number = numbers[column]
         if number is not None:
             steps += [(_EQUAL, 0, 1, number), refuse]
+    for both, argument, values in TO_OTHERS.values():
+        look = [(_LOAD, 0, 0, 16 + 8 * argument)]  # its lower half; these calls read no more
+        for value in values:
+            look += [(_EQUAL, 0, 1, value), refuse]
+        if not values:
+            look += [(_EQUAL, 1, 0, 0), refuse]
+        look.append((_LOAD, 0, 0, 0))
+        steps += [(_EQUAL, 0, len(look), both[column]), *look]
     steps.append((_ANSWER, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *each) for each in steps)
 
 
 def leave(libc: ctypes.CDLL) -> bool:
-    """From now on every call in `REFUSED` fails with EPERM; False where the system does not do that.
+    """From now on every call in `REFUSED` or `TO_OTHERS` fails with EPERM; False where the system does not do that.
 
     The process must have given up new privileges before (PR_SET_NO_NEW_PRIVS).
     """

@@ -233,7 +233,7 @@ def test_a_live_stream_whose_process_dies_is_told_so() -> None:
 # What a process may do, tried from inside.
 
 TRIED = """
-import ctypes, os, signal, socket, sys
+import ctypes, fcntl, os, resource, signal, socket, sys
 import numpy as np
 from streaming.audio import calls, sandbox
 
@@ -269,6 +269,11 @@ def fork():
 attempt("memory", lambda: np.ones(2 * sandbox.MEMORY, np.uint8))
 attempt("fork", fork)
 attempt("kill", lambda: os.kill(os.getppid(), 0))
+attempt("signal", lambda: fcntl.fcntl(1, fcntl.F_SETOWN, os.getppid()))
+attempt("limits", lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CPU))
+attempt("mine", lambda: sandbox.resource.setrlimit(resource.RLIMIT_CPU, (60, 60)))
+who = os.PRIO_PROCESS, os.getppid()
+attempt("priority", lambda: os.setpriority(*who, os.getpriority(*who)))
 taken = os.dup(1)
 attempt("descriptor", lambda: os.dup(1))
 os.close(taken)
@@ -323,11 +328,15 @@ def test_a_process_can_open_nothing(tmp_path: Path, user: str, filtered: bool, a
         "program": "calls",
         "mode": "calls",
         "kill": "calls",
+        "signal": "calls",
+        "limits": "calls",
+        "priority": "calls",
         "memory": "memory",
         "fork": "processes",
         "network": "network",
     }
     assert found.pop("descriptor") == "OSError"
+    assert found.pop("mine") == "done"  # its own time it limits later
     assert set(found) >= set(lock) - {"program"}
     for name, outcome in found.items():
         assert outcome != "done" or lock[name] in missing, (name, found, missing)
@@ -343,6 +352,7 @@ def test_nothing_is_missing_without_a_namespace(tmp_path: Path) -> None:
     """As in most containers, and as root, whom limits on processes do not bind."""
     found, missing = confined(tmp_path, "this", filtered=True, apart=False)
     assert missing == set()
+    assert found.pop("mine") == "done"
     assert "done" not in found.values()
 
 
