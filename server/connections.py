@@ -7,8 +7,10 @@ import http
 import json
 import logging
 import socket
+import ssl
 import sys
 import uuid
+from asyncio.sslproto import SSLProtocol
 from typing import Any
 
 import h11
@@ -29,7 +31,7 @@ from server.context import PARTING, Parting
 log = logging.getLogger(__name__)
 
 HEAD = 10.0
-"""Seconds that a request's head may take; uvicorn itself waits for ever."""
+"""Seconds that a request's head may take, and TLS's handshake before it; uvicorn waits for ever, asyncio 60 s."""
 LARGEST_HEAD = 64 * 2**10
 """Bytes of a request's head; h11 bounds only what has not come in full."""
 PIECE = 16 * 2**10
@@ -61,7 +63,7 @@ class Room(ServerState):
     def __init__(self, connections: int) -> None:
         super().__init__()
         self.most = connections
-        self.waiting: dict[Http, None] = {}
+        self.waiting: dict[Http | Tls, None] = {}
         """Connections without a request at work, those that wait longest first."""
         self.sockets = 0
         self.held = 0
@@ -84,11 +86,56 @@ class Room(ServerState):
         if silent is None:
             return len(self.connections) <= self.most + SPARE
         del self.waiting[silent]
-        self.connections.discard(
-            silent
-        )  # it counts no more, though the loop still has to see it off
-        silent.transport.close()
+        # It counts no more, though the loop still has to see it off.
+        self.connections.discard(silent)
+        silent.leave()
         return True
+
+
+class Tls(SSLProtocol):
+    """A connection whose TLS handshake is under way. It counts, has a deadline and makes room as one does that is
+    through; asyncio's own way tells nobody of it before."""
+
+    def __init__(self, http: Http, context: ssl.SSLContext) -> None:
+        super().__init__(
+            http.loop,
+            http,
+            context,
+            None,  # type: ignore[arg-type]  # nobody waits
+            server_side=True,
+            ssl_handshake_timeout=HEAD,  # type: ignore[arg-type]  # a float does
+        )
+        self._room = http.room
+        http.tls = self
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        if self._room is not None:
+            self._room.connections.add(self)  # type: ignore[arg-type]  # one more of uvicorn's
+            if not self._room.make():
+                self.forget()
+                transport.abort()
+                return
+            self._room.waiting[self] = None
+        super().connection_made(transport)
+
+    def forget(self) -> None:
+        """It counts no more: it is gone, or through and counts as HTTP."""
+        if self._room is not None:
+            self._room.connections.discard(self)
+            self._room.waiting.pop(self, None)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.forget()
+        super().connection_lost(exc)
+
+    def leave(self) -> None:
+        """Make room for another."""
+        self.transport.abort()
+
+    def shutdown(self) -> None:
+        """uvicorn stops."""
+        self.transport.abort()
 
 
 class Http(H11Protocol):
@@ -97,10 +144,14 @@ class Http(H11Protocol):
     _deadline: asyncio.TimerHandle | None = None
     taken = 0
     """Times that the peer caught up with what there was to send."""
+    tls: Tls | None = None
+    """Below it, if it speaks TLS."""
 
     def connection_made(self, transport: Any) -> None:
+        if self.tls is not None:
+            self.tls.forget()
         super().connection_made(transport)
-        room = self._room
+        room = self.room
         if room is not None:
             if not room.make():
                 transport.write(_answer(503, _FULL, "retry-after: 5"))
@@ -111,7 +162,8 @@ class Http(H11Protocol):
         self._arm()
 
     @property
-    def _room(self) -> Room | None:
+    def room(self) -> Room | None:
+        """Where it counts."""
         return self.server_state if isinstance(self.server_state, Room) else None
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -120,10 +172,10 @@ class Http(H11Protocol):
         super().connection_lost(exc)
 
     def _wait(self, waiting: bool) -> None:
-        if self._room is not None:
-            self._room.waiting.pop(self, None)
+        if self.room is not None:
+            self.room.waiting.pop(self, None)
             if waiting:
-                self._room.waiting[self] = None
+                self.room.waiting[self] = None
 
     def data_received(self, data: bytes) -> None:
         if self.conn.their_state is h11.IDLE and len(data) > LARGEST_HEAD:
@@ -151,7 +203,7 @@ class Http(H11Protocol):
         super().resume_writing()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        if self._room is not None and (self._room.sockets_full or self._room.full):
+        if self.room is not None and (self.room.sockets_full or self.room.full):
             self.transport.write(_answer(503, _FULL, "retry-after: 5"))
             self.transport.close()
             return
@@ -195,6 +247,13 @@ class Http(H11Protocol):
     def _expire(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+    def leave(self) -> None:
+        """Make room for another. Over TLS a close alone would wait for the peer's goodbye."""
+        if self.transport.get_write_buffer_size():
+            self.transport.close()
+        else:
+            self.transport.abort()
 
 
 _FULL = errors.body(

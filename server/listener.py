@@ -16,7 +16,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from server import lan
-from server.connections import MESSAGE, Http, Room, Sockets
+from server.connections import MESSAGE, Http, Room, Sockets, Tls
 from server.context import Context
 from server.settings import Settings
 
@@ -91,6 +91,10 @@ class Server(uvicorn.Server):
             seen = alive
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        context, self.config.ssl = self.config.ssl, None
+        if context is not None:
+            http = self.config.http_protocol_class
+            self.config.http_protocol_class = lambda **given: Tls(http(**given), context)  # type: ignore[assignment, arg-type]  # a factory does
         await super().startup(sockets)
         if threading.current_thread() is threading.main_thread() and signal.getsignal(
             signal.SIGHUP

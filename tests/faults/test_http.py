@@ -4,6 +4,7 @@ import json
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ import trustme
 
 from tests.drive import speak
 from tests.fakes import wav
+from tests.faults.conftest import SHORT
 from tests.faults.process import FILES, STREAM, Process, alive, serving, spelt, until
 from tests.faults.raw import ask, dial, until_closed, upgrade
 
@@ -541,13 +543,17 @@ def test_uploads_whose_client_leaves(server: Process) -> None:
 
 
 @pytest.fixture
-def secure(tmp_path: Path) -> Iterator[Process]:
+def certified(tmp_path: Path) -> tuple[str, ...]:
     authority = trustme.CA()
     made = authority.issue_cert("127.0.0.1")
     made.private_key_pem.write_to_path(tmp_path / "key.pem")
     made.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    flags = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
-    with serving(*flags, ready=False) as server:
+    return ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
+
+
+@pytest.fixture
+def secure(certified: tuple[str, ...]) -> Iterator[Process]:
+    with serving(*certified, ready=False) as server:
         until(lambda: bool(server.url))
         yield server
 
@@ -573,3 +579,31 @@ def test_a_tls_port_that_hears_anything_else(secure: Process) -> None:
     assert "Traceback" not in secure.log
     secure.signal()
     assert secure.wait() == 0
+
+
+@pytest.mark.quick
+@pytest.mark.fault(
+    "B26",
+    "connections to a TLS port that never begin its handshake, far beyond the limit",
+    "the oldest makes room, each is closed at the deadline; HTTPS goes on, a stop is clean",
+)
+def test_connections_that_never_greet(certified: tuple[str, ...]) -> None:
+    """1000 silent connections to a server that takes 100"""
+    limit = ("--max-connections", "100")
+    with serving(*limit, *certified, ready=False, faults=SHORT) as server:
+        until(lambda: bool(server.url))
+        plain = server.url.replace("https", "http")
+        with ExitStack() as stack:
+            silent = [stack.enter_context(closing(dial(plain))) for _ in range(1000)]
+            for _ in range(3):
+                assert server.get("/livez").status_code == 200
+            assert server.descriptors() < 300
+            assert until_closed(silent[0]) == b""
+            began = time.monotonic()
+            assert until_closed(silent[-1]) == b""
+            assert time.monotonic() - began < 10
+            stack.enter_context(closing(dial(plain)))
+            assert server.get("/livez").status_code == 200
+            server.signal()
+            assert server.wait() == 0
+        assert "Traceback" not in server.log
