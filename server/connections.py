@@ -26,7 +26,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 
 from server import errors
-from server.context import PARTING, Parting
+from server.context import HEARD, PARTING, Parting
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ CONTROLS, CONTROLS_A_SECOND = 1000, 100
 
 Small messages have no such bound: they are read only as fast as they are heard, and an honest file may come in packets
 of a few bytes."""
+MUTE = 10.0
+"""Seconds that a WebSocket may take to bring its first audio before it makes room for another."""
 FAREWELL, QUIET, WASTE = 2.0, 0.1, 32 * 2**20
 """Seconds for which what a refused peer still sends is thrown away, so that it sees why instead of a reset; the silence
 and the bytes that end them early."""
@@ -60,12 +62,18 @@ MESSAGE = 24 * 2**20
 class Room(ServerState):
     """The connections of a server, and how many more it takes."""
 
-    def __init__(self, connections: int) -> None:
+    def __init__(self, connections: int, idle: float = 60.0) -> None:
+        """`idle`: seconds without audio after which a WebSocket makes room for another."""
         super().__init__()
         self.most = connections
+        self._idle = idle
         self.waiting: dict[Http | Tls, None] = {}
         """Connections without a request at work, those that wait longest first."""
         self.sockets = 0
+        self.mute: dict[Sockets, float] = {}
+        """Those of them that never brought audio, and when they came, in that order."""
+        self.speaking: dict[Sockets, float] = {}
+        """The others, and when they last brought some, in that order."""
         self.held = 0
 
     @property
@@ -90,6 +98,20 @@ class Room(ServerState):
         self.connections.discard(silent)
         silent.leave()
         return True
+
+    def make_for_socket(self) -> bool:
+        """Room for one WebSocket, at the cost of one that brings no audio. False if all bring some."""
+        if not self.sockets_full:
+            return True
+        for quiet, patience in ((self.mute, MUTE), (self.speaking, self._idle)):
+            while oldest := next(iter(quiet), None):
+                if oldest.loop.time() - quiet[oldest] < patience:
+                    break
+                if not oldest.read_paused:
+                    oldest.leave()
+                    return True
+                oldest.speak()  # what it brought waits for us
+        return False
 
 
 class Tls(SSLProtocol):
@@ -203,7 +225,7 @@ class Http(H11Protocol):
         super().resume_writing()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        if self.room is not None and (self.room.sockets_full or self.room.full):
+        if self.room is not None and (self.room.full or not self.room.make_for_socket()):
             self.transport.write(_answer(503, _FULL, "retry-after: 5"))
             self.transport.close()
             return
@@ -303,6 +325,7 @@ class Sockets(WebSocketsSansIOProtocol):
     _fragments = 0  # frames of the message that is coming, and their bytes
     _fragment_bytes = 0
     _held = 0  # bytes of it that the room counts
+    _counted = True  # among the room's sockets
     _refused: float | None = None  # until when the farewell lasts, if nothing else is left
     _parting: asyncio.Future[Parting] | None = None  # see PARTING
     _wasted = 0  # bytes thrown away meanwhile
@@ -321,6 +344,7 @@ class Sockets(WebSocketsSansIOProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._room.sockets += 1
+        self._room.mute[self] = self.loop.time()
         self._handshake = self.loop.call_later(HEAD, self._expire)
         # What lies in buffers cannot be replaced by anything newer, and the kernel's own would hold minutes of it.
         transport.set_write_buffer_limits(high=SENDING // 4)
@@ -343,6 +367,7 @@ class Sockets(WebSocketsSansIOProtocol):
             # Whether a goodbye arrived is not told by ASGI, and the last words of a session hang on it.
             self._parting = self.loop.create_future()
             self.scope["extensions"][PARTING] = self._parting  # type: ignore[assignment]  # ASGI's extensions are empty
+            self.scope["extensions"][HEARD] = self.speak  # type: ignore[assignment]
 
     def handle_close(self, event: Frame) -> None:
         if self.close_sent and self.conn.close_rcvd is not None:
@@ -359,10 +384,36 @@ class Sockets(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._part(Parting.GONE if self.conn.close_rcvd is None else Parting.GOODBYE)
         self._handshake.cancel()
-        self._room.sockets -= 1
+        self._forget()
         self._room.held -= self._held
         self._unread.clear()
+        self.connections.add(self)  # from where the library takes it
         super().connection_lost(exc)
+
+    def speak(self) -> None:
+        """Audio came."""
+        if self._counted:
+            self._room.mute.pop(self, None)
+            self._room.speaking.pop(self, None)  # to the end of the row
+            self._room.speaking[self] = self.loop.time()
+
+    def _forget(self) -> None:
+        if self._counted:
+            self._counted = False
+            self._room.sockets -= 1
+            self._room.mute.pop(self, None)
+            self._room.speaking.pop(self, None)
+
+    def leave(self) -> None:
+        """Make room for another. It counts no more, though the loop still has to see it off."""
+        self._forget()
+        self.connections.discard(self)
+        if self.handshake_complete:
+            self._refuse(1013, "no audio came for long, and there is no room for others")
+            # Nobody counts it, so it may not stay for as long as its peer likes, nor for the goodbye of TLS.
+            self.loop.call_later(QUIET, self.transport.abort)
+        else:
+            self.transport.abort()
 
     def keepalive_timeout(self) -> None:
         """No pong came: only a peer of which nothing came, and that we did read, is dead."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PARTING = "open_speech.parting"
 """An extension of a WebSocket's scope: a future of the peer's Parting, there as soon as the connection knows it. The
 messages that came before are perhaps not read yet."""
+HEARD = "open_speech.heard"
+"""Another: a function to call when audio came. On a server that is full, who brings none makes room for others."""
 
 
 class Parting(Enum):

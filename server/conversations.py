@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from server.context import Context
+from server.context import HEARD, Context
 from server.errors import RateLimited, Refused
 from server.gate import Meter
 from server.protocols.dialect import Close, Command, Commit, Dialect, End, Hear, Open, Say
@@ -101,6 +101,7 @@ class Conversation:
         self._streams: asyncio.Queue[_Running | None] = (
             asyncio.Queue()
         )  # at most two: the next opens when the last is drained
+        self._heard = socket.scope.get("extensions", {}).get(HEARD, lambda: None)
         self._sent = 0
         self._begun = False
         self._arrived = False  # a message came; looked at only while the server stops
@@ -160,7 +161,8 @@ class Conversation:
             if isinstance(command, Say | Close):
                 self._outbox.put(command)
             else:
-                if isinstance(command, Hear):
+                if isinstance(command, Hear) and len(command.samples):
+                    self._heard()
                     self._waiting += len(command.samples)
                 self._inbox.put_nowait(command)
 

@@ -37,7 +37,9 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, here: Context) -> None:
         super().__init__(config)
-        self.server_state = Room(_connections(here.settings.max_connections))
+        self.server_state = Room(
+            _connections(here.settings.max_connections), here.settings.stream_idle_seconds
+        )
         self._here = here
         self._watching: asyncio.Task[None] | None = None
 

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 PROTOCOL, BETA = "realtime", "openai-beta.realtime-v1"
 """Subprotocols of OpenAI's browser client, which cannot set headers."""
+IDLE = 10
+"""Times STT_STREAM_IDLE_SECONDS that a session may send nothing. OpenAI names no such time, and who presses a key to
+talk may rest for minutes; but a peer that only answers pings would keep its stream to the session's end."""
 LEAST, USUAL, MOST = 10, 600, 7200
 """Seconds that a secret may live."""
 SECRETS = 10_000
@@ -105,6 +108,7 @@ async def _serve(
         deltas=here.settings.realtime_deltas,
         beta=beta,
         limit=here.settings.realtime_minutes * 60,
+        idle=here.settings.stream_idle_seconds * IDLE,
     )
     started = time.monotonic()
     logs.stream_id.set(dialect.id)

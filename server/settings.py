@@ -198,7 +198,9 @@ class Settings:
         float, "limits", "seconds a live stream may last by the clock; closed with 1008 beyond"
     ] = 24 * 3600.0
     stream_idle_seconds: Annotated[
-        float, "limits", "seconds a live stream may send nothing; closed with 1008 beyond"
+        float,
+        "limits",
+        "seconds a live stream may send nothing, ten times as many in Realtime; closed beyond",
     ] = 60.0
     resume_seconds: Annotated[
         float,

@@ -17,7 +17,7 @@ from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from server import auth, logs
-from server.context import PARTING, Context, Parting, context
+from server.context import HEARD, PARTING, Context, Parting, context
 from server.errors import RateLimited, Refused
 from server.gate import Meter, gate
 from server.journal import unnumbered
@@ -89,6 +89,7 @@ class _Connection:
         self._stopping: float | None = None  # until when audio is still taken, if the server stops
         self._until = time.monotonic() + here.settings.max_stream_seconds
         self._sending: asyncio.Task[None] | None = None
+        self._heard = socket.scope.get("extensions", {}).get(HEARD, lambda: None)
         self._done = asyncio.Event()
         self._replaced = False
         self._left = False  # the client has said goodbye, or all it waited for
@@ -196,6 +197,8 @@ class _Connection:
             self._patience = None
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
+        if message.get("bytes"):
+            self._heard()
         return message
 
     async def _finish(self) -> None:

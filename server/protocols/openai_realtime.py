@@ -131,8 +131,6 @@ class _Turn:
 class Realtime:
     """A Dialect; see there."""
 
-    patience: float | None = None
-
     def __init__(
         self,
         configuration: Configuration,
@@ -142,12 +140,14 @@ class Realtime:
         deltas: Deltas = "early",
         beta: bool = False,
         limit: float = 3600.0,
+        idle: float | None = None,
         now: float | None = None,
         name: Callable[[str], str] | None = None,
     ) -> None:
         """`check` raises where no model can do what the options ask; `language` is taken where the
-        client names none; `name` makes an id from a prefix."""
+        client names none; `idle`: seconds without a message that end the session; `name` makes an id from a prefix."""
         self.limit: float | None = limit
+        self._idle = idle
         self._configuration = configuration
         self._check = check
         self._language = language
@@ -161,7 +161,7 @@ class Realtime:
         self._opened: Options | None = None
         self._closing = False
         self._code = 1000
-        self._expired = False
+        self._why: Fault | None = None  # it ends though nobody asked for it
         self._heard = 0  # samples at 16 kHz given to the engine since the session began
         self._claimed = 0  # before this sample everything is committed or cleared
         self._turns: list[_Turn] = []  # not complete, in order of time
@@ -170,6 +170,11 @@ class Realtime:
         self._items: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
     # The client's half.
+
+    @property
+    def patience(self) -> float | None:
+        """See `Dialect.patience`."""
+        return None if self._closing else self._idle
 
     def begin(self) -> list[Command]:
         """`session.created`, unprompted."""
@@ -584,14 +589,23 @@ class Realtime:
         return [*said, self._say(f"{_TRANSCRIPTION}.completed", **fields)]
 
     def receive_nothing(self) -> list[Command]:
-        """Silence of the client is no fault here."""
-        return []
+        """The client has left without a word, or as good as: what was heard becomes text first."""
+        fault = Fault(f"Nothing came for {self._idle or 0:g} seconds.", code="idle_timeout")
+        return self._expire(fault)
 
     def receive_limit(self) -> list[Command]:
         """The session is too old: what was heard becomes text first."""
+        minutes = (self.limit or 0) / 60
+        fault = Fault(
+            f"Your session hit the maximum duration of {minutes:g} minutes.",
+            code="session_expired",
+        )
+        return self._expire(fault)
+
+    def _expire(self, why: Fault) -> list[Command]:
         if self._closing:
             return []
-        self._expired = True
+        self._why = why
         return self._close()
 
     def receive_stop(self) -> list[Command]:
@@ -603,14 +617,9 @@ class Realtime:
 
     def receive_end(self) -> list[Command]:
         """Everything is said."""
-        if not self._expired:
+        if self._why is None:
             return [Close(self._code)]
-        minutes = (self.limit or 0) / 60
-        fault = Fault(
-            f"Your session hit the maximum duration of {minutes:g} minutes.",
-            code="session_expired",
-        )
-        return [self._error(fault), Close(1001, "invalid_request_error.session_expired")]
+        return [self._error(self._why), Close(1001, f"invalid_request_error.{self._why.code}")]
 
     def fail(self, error: OpenSpeechError | None) -> list[Command]:
         """The session ends; the close code says whether coming again may help."""

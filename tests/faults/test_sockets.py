@@ -22,6 +22,7 @@ from tests.faults.raw import (
     CLOSE,
     CONT,
     PING,
+    PONG,
     TEXT,
     Socket,
     dial,
@@ -351,6 +352,40 @@ def test_a_storm_of_handshakes() -> None:
         for head in refused:
             assert not head or (head.startswith(b"HTTP/1.1 503") and b"retry-after: 5" in head)
         assert server.get("/livez").status_code == 200
+
+
+@pytest.mark.quick
+@pytest.mark.fault(
+    "C25",
+    "sockets that answer pings and bring no audio, as many as a server takes",
+    "for each that comes the one that is silent for longest gets 1013; who speaks stays",
+)
+def test_a_server_full_of_silent_sockets() -> None:
+    """sessions of Realtime and of the native protocol on a server that takes 41, a stream that speaks, then ten more"""
+    said: list[int | float] = [1, 2, 3]
+    faults = SHORT | {"server.connections.MUTE": 0.0}
+    with (
+        serving("--max-connections", "47", faults=faults) as server,
+        alive(server),
+        ExitStack() as stack,
+    ):
+        paths = (STREAM + "?language=en", "/v1/realtime?intent=transcription")
+        silent = [stack.enter_context(Socket(server.url, paths[at % 2])) for at in range(41)]
+        for each in silent[1:]:
+            each.send(frame(PING, b"here"))
+            while each.receive()[0] != PONG:
+                pass
+        honest = []
+        for _ in range(10):
+            honest.append(stack.enter_context(Socket(server.url)))
+            honest[-1].send(frame(BINARY, pcm(speak(said))))
+        for each in silent[:10]:
+            assert each.rest()[1] == 1013
+        for each in honest:
+            each.send(END)
+            messages, code, _ = each.rest()
+            assert text(messages) == spelt(said)
+            assert code == 1000
 
 
 @pytest.mark.fault("C18", "a goodbye that is not answered", "gone at the deadline")

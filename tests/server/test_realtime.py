@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import websockets
 
+from server import realtime
 from server.protocols.openai_session import Configuration
 from server.realtime import SECRETS, Secrets
 from tests.drive import speak
@@ -178,6 +179,22 @@ def test_sessions_end_at_their_limit() -> None:
         said, code, reason = ending(url)
         assert said["error"]["code"] == "session_expired"
         assert (code, reason) == (1001, "invalid_request_error.session_expired")
+
+
+def test_a_session_in_which_nothing_comes_ends_with_what_was_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(realtime, "IDLE", 1)
+    told = [1, 2, 3]
+    update = json.loads(json.dumps(UPDATE))
+    with running(with_scripted(stream_idle_seconds=0.5)) as url:
+        found, socket = talk(url, update, append(pcm(speak(told))), until="never")
+    assert found[-1]["error"]["code"] == "idle_timeout"
+    assert found[-2]["transcript"] == "w1 w2 w3"
+    assert (socket.close_code, socket.close_reason) == (
+        1001,
+        "invalid_request_error.idle_timeout",
+    )
 
 
 def test_what_was_said_before_the_limit_is_told_before_the_end() -> None:
