@@ -18,15 +18,16 @@ from server.context import HEARD, Context
 from server.errors import RateLimited, Refused
 from server.gate import Meter
 from server.protocols.dialect import Close, Command, Commit, Dialect, End, Hear, Open, Say
-from streaming.backlog import MOST
 from streaming.engine import Stream
 from streaming.errors import OpenSpeechError, Overloaded
-from streaming.types import RATE
+from streaming.types import RATE, Samples
 
 log = logging.getLogger(__name__)
 
 HEAVY = 64 * 2**10
 """Characters or bytes of a message that is read in a thread: its base64 alone would hold the loop for long."""
+PIECE = RATE // 2
+"""Samples that the engine is asked to take in one go, however long a message is."""
 AHEAD = 30 * RATE
 """Samples that may wait for the engine while it loads a model or is behind; then messages are read more slowly."""
 SLOWLY = 1.0
@@ -92,10 +93,12 @@ class Conversation:
         self._here = here
         self._dialect = dialect
         self._outbox = _Outbox()
-        self._inbox: asyncio.Queue[Open | Hear | Commit | End] = (
+        self._inbox: asyncio.Queue[Open | Hear | Commit | End | Overloaded] = (
             asyncio.Queue()
-        )  # bounded by AHEAD, see _read
+        )  # bounded by AHEAD, see _read, and the engine's backlog
+        self._backlog = here.engine.backlog
         self._waiting = 0  # samples in the inbox
+        self._full = False  # no more audio is taken: what was heard is said, then the fault
         self._room = asyncio.Event()
         self._running: _Running | None = None
         self._streams: asyncio.Queue[_Running | None] = (
@@ -141,6 +144,7 @@ class Conversation:
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
+            self._backlog.forget(self)
             if self._running is not None:
                 await self._running.stream.aclose()
 
@@ -160,11 +164,28 @@ class Conversation:
         for command in commands:
             if isinstance(command, Say | Close):
                 self._outbox.put(command)
+            elif isinstance(command, Hear):
+                self._keep(command)
             else:
-                if isinstance(command, Hear) and len(command.samples):
-                    self._heard()
-                    self._waiting += len(command.samples)
                 self._inbox.put_nowait(command)
+
+    def _keep(self, audio: Hear) -> None:
+        """Audio into the inbox. Where there is too much of it, the conversation ends with what came before."""
+        if not len(audio.samples) or self._full:
+            return
+        self._heard()
+        self._count(len(audio.samples))
+        if not self._backlog.excess(self):
+            self._inbox.put_nowait(audio)
+            return
+        self._count(-len(audio.samples))
+        self._full = True
+        fault = f"{self._waiting / RATE:.0f} s of audio wait for the engine; connect again later"
+        self._inbox.put_nowait(Overloaded(fault, retry_after=30))
+
+    def _count(self, samples: int) -> None:
+        self._waiting += samples
+        self._backlog.put(self, self._waiting)
 
     async def _read(self) -> None:
         """Messages to the dialect, for as long as they come."""
@@ -178,6 +199,8 @@ class Conversation:
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(message.get("code", 1005))
             self._arrived = True
+            if self._full:
+                continue  # read on: its pings are answered, and that it leaves is noticed
             data: str | bytes | None = message.get("text")
             if data is None:
                 data = message.get("bytes") or b""
@@ -188,11 +211,6 @@ class Conversation:
                     read = self._dialect.read(data)
                 lag = self._waiting / RATE + (self._running.stream.lag if self._running else 0.0)
                 self._do(self._dialect.receive(read, lag))
-            if self._waiting > MOST:
-                raise Overloaded(
-                    f"{self._waiting / RATE:.0f} s of audio wait for the engine; connect again later",
-                    retry_after=30,
-                )
             if self._waiting > AHEAD:
                 self._room.clear()
                 with suppress(TimeoutError):
@@ -211,23 +229,32 @@ class Conversation:
                     self._running = _Running(stream, self._sent, asyncio.Event())
                     self._streams.put_nowait(self._running)
                 case Hear(samples):
-                    self._waiting -= len(samples)
-                    if self._waiting <= AHEAD:
-                        self._room.set()
-                    if self._running is not None:
-                        self._sent += len(samples)
-                        try:
-                            await self._running.stream.send(samples)
-                            await self._meter.hear(len(samples))
-                        except (Overloaded, RateLimited, Refused):
-                            await self._finish()  # what was heard is said first
-                            raise
+                    for at in range(0, len(samples), PIECE):
+                        await self._hear(samples[at : at + PIECE])
                 case Commit(marker):
                     if self._running is not None:
                         await self._running.stream.commit(marker)
                 case End():
                     await self._finish()
                     self._do(self._dialect.receive_end())
+                case Overloaded() as fault:
+                    await self._finish()
+                    raise fault
+
+    async def _hear(self, samples: Samples) -> None:
+        self._count(-len(samples))
+        if self._waiting <= AHEAD:
+            self._room.set()
+        if self._running is not None:
+            self._sent += len(samples)
+            try:
+                await self._running.stream.send(samples)
+                await self._meter.hear(len(samples))
+            except (Overloaded, RateLimited, Refused):
+                self._full = True
+                await self._finish()  # what was heard is said first
+                raise
+            await asyncio.sleep(0)
 
     async def _watch(self) -> None:
         """Tell the dialect when the server stops, once the audio that was on its way is here."""

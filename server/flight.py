@@ -34,6 +34,7 @@ import numpy as np
 
 from server import __version__, logs
 from server.settings import Settings
+from streaming.backlog import Backlog
 from streaming.engine import Engine, Stream
 from streaming.errors import OpenSpeechError, Overloaded
 from streaming.events import Event, Failed, Final
@@ -251,6 +252,10 @@ class Recorder:
 
     def refusal(self) -> Overloaded | None:
         return self._engine.refusal()
+
+    @property
+    def backlog(self) -> Backlog:
+        return self._engine.backlog
 
     def pulse(self) -> Pulse:
         return self._engine.pulse()

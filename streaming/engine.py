@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Protocol
 
+from streaming.backlog import Backlog
 from streaming.errors import Overloaded
 from streaming.events import Event
 from streaming.observer import Decided, Pulse
@@ -100,6 +101,11 @@ class Engine(Protocol):
 
     def refusal(self) -> Overloaded | None:
         """Why another recording would be refused now, whatever it is; None if it would not. Cheap."""
+        ...
+
+    @property
+    def backlog(self) -> Backlog:
+        """The audio of all live streams that waits for its text. Who holds some for a stream counts it there."""
         ...
 
     def pulse(self) -> Pulse:

@@ -130,7 +130,7 @@ class LocalEngine:
         self._streams = 0
         self._open: set[LocalStream] = set()  # of them, those that are heard
         self._recordings = 0
-        self._backlog = Backlog(plan.max_backlog // BYTES)
+        self.backlog = Backlog(plan.max_backlog // BYTES)
 
     async def open_stream(
         self, options: Options, after: Checkpoint | None = None, *, admitted: bool = False
@@ -138,9 +138,9 @@ class LocalEngine:
         """See `Engine.open_stream`."""
         if self._streams >= self._plan.max_streams and not admitted:
             raise _overloaded(f"{self._streams} streams are open, which is the limit", 5.0)
-        if self._backlog.full and not admitted:
+        if self.backlog.full and not admitted:
             raise _overloaded(
-                f"{self._streams} streams have {self._backlog.seconds:.0f} s of audio waiting", 10.0
+                f"{self._streams} streams have {self.backlog.seconds:.0f} s of audio waiting", 10.0
             )
         self._streams += 1
         stack = AsyncExitStack()
@@ -157,7 +157,7 @@ class LocalEngine:
             if self._ears is None:
                 self._ears = Ears(detector)
             stream = LocalStream(
-                options, executor, self._ears, detector.open(), after, stack, self._backlog
+                options, executor, self._ears, detector.open(), after, stack, self.backlog
             )
             self._open.add(stream)
             stack.callback(self._open.discard, stream)

@@ -19,6 +19,7 @@ from server.context import Context
 from server.listener import Server
 from server.settings import Settings
 from streaming.backends import loaders
+from streaming.backlog import Backlog
 from streaming.errors import OpenSpeechError, Overloaded
 from streaming.events import Event, Final, Marker, SpeechStarted, SpeechStopped
 from streaming.local import LocalEngine, Plan
@@ -58,6 +59,7 @@ class Talker:
         self.on_the_way: list[str] = []
         self.summary = Summary(160_000, 80_000, "toy", "en", 0.99)
         self.streams: list[Chatter] = []
+        self.backlog = Backlog(2**30)
 
     async def transcribe(
         self, recording: Recording, options: Options, after: Checkpoint | None = None

@@ -3,18 +3,20 @@ tell when to come again; words of those who were taken are not lost."""
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from streaming.types import RATE
@@ -290,6 +292,52 @@ def test_audio_that_piles_up() -> None:
             0.25 if isinstance(each, int) else 0.6 for each in said[: _items(said, len(whole))]
         )
         assert received / 2 / RATE - heard < 1.0
+        patient.send('{"type": "end"}')
+        assert text(rest(patient)) == spelt(SENTENCE)
+
+
+@pytest.mark.fault(
+    "L09",
+    "audio of OpenAI's sessions piles up beyond the bound for all streams, by many appends and by one",
+    "the words of what was taken, `error` with `retry_after`, then 1013; the others go on",
+)
+@pytest.mark.parametrize("appends", [32, 1])
+def test_audio_that_piles_up_in_openais_dialect(appends: int) -> None:
+    """1 MiB (16 s) for all streams; a recogniser of 0.5 s a window; one client sends a minute at once, one speaks on"""
+    said: list[int | float] = [*(SENTENCE * 40)]
+    audio = pcm(speak(said))
+    size = len(audio) // appends // 2 * 2
+    heard = {
+        "format": {"type": "audio/pcm", "rate": RATE},
+        "transcription": {"model": "scripted", "language": "en"},
+    }
+    update = {
+        "type": "session.update",
+        "session": {"type": "transcription", "audio": {"input": heard}},
+    }
+    with (
+        serving("--max-backlog-mb", "1", "--workers", "1", cost=0.5) as server,
+        ExitStack() as all_,
+    ):
+        patient = all_.enter_context(opened(server))
+        assert first(patient)["type"] == "ready"
+        patient.send(pcm(speak(SENTENCE)))
+        url = server.url.replace("http", "ws", 1) + "/v1/realtime?intent=transcription"
+        with connect(url, open_timeout=PATIENCE, max_size=None) as hasty:
+            hasty.send(json.dumps(update))
+            for at in range(0, len(audio), size):
+                piece = base64.b64encode(audio[at : at + size]).decode()
+                with suppress(ConnectionClosed):
+                    hasty.send(json.dumps({"type": "input_audio_buffer.append", "audio": piece}))
+            messages = rest(hasty)
+            assert hasty.close_code == 1013
+        assert messages[-1]["type"] == "error"
+        assert messages[-1]["error"]["code"] == "overloaded"
+        assert messages[-1]["error"]["retry_after"] >= 1.0
+        told = [each["transcript"] for each in messages if each["type"].endswith(".completed")]
+        whole = " ".join(told).split()
+        assert whole == spelt(said).split()[: len(whole)]
+        assert (len(whole) > 0) == (appends > 1)
         patient.send('{"type": "end"}')
         assert text(rest(patient)) == spelt(SENTENCE)
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -14,9 +15,12 @@ import websockets
 from server import realtime
 from server.protocols.openai_session import Configuration
 from server.realtime import SECRETS, Secrets
+from streaming.backlog import Backlog
+from streaming.types import RATE, Checkpoint, Options
 from tests.drive import speak
 from tests.fakes import lines, pcm, silence, speech, word_errors
-from tests.serving import Talker, running, stoppable, with_engine, with_scripted, with_toy
+from tests.faults.process import until
+from tests.serving import Chatter, Talker, running, stoppable, with_engine, with_scripted, with_toy
 
 UPDATE = {
     "type": "session.update",
@@ -259,6 +263,53 @@ def test_fifteen_mebibytes_fit_one_append_and_a_longer_message_is_1009() -> None
         assert found[-1]["type"] == "input_audio_buffer.committed"
         _, socket = talk(url, " " * (24 * 2**20 + 1), until="never")
         assert socket.close_code == 1009
+
+
+class Slow(Talker):
+    """Its streams take nothing before they are let."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.backlog = Backlog(most)
+
+    async def open_stream(
+        self, options: Options, after: Checkpoint | None = None, *, admitted: bool = False
+    ) -> Chatter:
+        stream = await super().open_stream(options, after, admitted=admitted)
+        stream.room.clear()
+        return stream
+
+
+def test_audio_that_waits_before_the_engine_counts_among_that_of_all_streams() -> None:
+    engine = Slow(4 * RATE)
+    second = append(bytes(2 * RATE))
+    with running(with_engine(engine)) as url, ThreadPoolExecutor(1) as clients:
+        client = clients.submit(talk, url, UPDATE, *[second] * 20, until="never")
+        until(lambda: engine.backlog.seconds >= 3.0)
+        until(lambda: len(engine.streams) == 1)
+        engine.streams[0].call(engine.streams[0].room.set)
+        found, socket = client.result(60)
+        until(lambda: engine.backlog.seconds == 0.0)
+    assert found[-1]["error"]["code"] == "overloaded"
+    assert found[-1]["error"]["retry_after"] >= 1
+    assert socket.close_code == 1013
+    assert 3 * RATE <= engine.streams[0].received < 6 * RATE
+    assert f"{engine.streams[0].received} samples" in str(found)
+
+
+def test_a_long_append_reaches_the_engine_in_pieces() -> None:
+    engine = Talker()
+    with running(with_engine(engine)) as url:
+        talk(
+            url,
+            UPDATE,
+            append(bytes(20 * RATE)),
+            {"type": "input_audio_buffer.commit"},
+            until="conversation.item.input_audio_transcription.completed",
+        )
+    pieces = [len(each) for each in engine.streams[0].pieces]
+    assert sum(pieces) == 10 * RATE
+    assert max(pieces) == RATE // 2
 
 
 def test_a_model_that_cannot_be_had_ends_the_session_with_the_reason() -> None:
