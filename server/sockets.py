@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
@@ -26,6 +27,7 @@ from server.protocols import native
 from server.protocols.native import KeepAlive, Open, ProtocolError, Resume
 from server.sessions import Part, Session, Sessions, complaint, explained, failed, owner
 from streaming.audio import live
+from streaming.backlog import BYTES
 from streaming.engine import Stream
 from streaming.errors import OpenSpeechError, Overloaded
 
@@ -40,6 +42,9 @@ PROTOCOL = "open-speech"
 
 GRACE, LULL = 1.0, 0.1
 """Seconds for which audio on its way is still taken when the server stops, and of silence that end them early."""
+EARLY_BYTES = 2**20
+"""Of messages that are read while a model loads: half a minute of audio. Beyond, they wait with the sender, and that it
+leaves is noticed once the model is there."""
 GOODBYE = 5.0
 """Seconds that the last words to a peer may take where no session waits for it."""
 STOPPING = "the server is stopping; connect again in a moment"
@@ -87,6 +92,7 @@ class _Connection:
         self._session: Session | None = None
         self._patience: asyncio.Timeout | None = None  # while a message is waited for
         self._stopping: float | None = None  # until when audio is still taken, if the server stops
+        self._early: deque[Message] = deque()  # what came while the session opened
         self._until = time.monotonic() + here.settings.max_stream_seconds
         self._sending: asyncio.Task[None] | None = None
         self._heard = socket.scope.get("extensions", {}).get(HEARD, lambda: None)
@@ -117,6 +123,7 @@ class _Connection:
             await self._part()
         finally:
             self._sending = None  # a cancelled task remembers us in a circle
+            self._here.engine.backlog.forget(self)
             if self._session is not None:
                 logs.stream_id.set(self._session.name)
                 self._session.detach(self, over=self._left)
@@ -192,13 +199,21 @@ class _Connection:
             raise TimeoutError
         try:
             async with asyncio.timeout(min(wait, until - now)) as self._patience:
-                message = await self._socket.receive()
+                message = await self._next()
         finally:
             self._patience = None
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
         if message.get("bytes"):
             self._heard()
+        return message
+
+    async def _next(self) -> Message:
+        if not self._early:
+            return await self._socket.receive()
+        message = self._early.popleft()
+        if not self._early:
+            self._here.engine.backlog.forget(self)
         return message
 
     async def _finish(self) -> None:
@@ -261,7 +276,7 @@ class _Connection:
         self._refuse_while_stopping()
         source = live.source(opening.encoding, opening.sample_rate, opening.channels)
         try:
-            stream, meter = await self._admitted(opening)
+            stream, meter = await self._attended(opening)
         except BaseException:
             source.close()
             raise
@@ -273,6 +288,38 @@ class _Connection:
         logs.stream_id.set(session.name)
         session.begin(self)
         self._sending = self._tasks.create_task(self._send(None))
+
+    async def _attended(self, opening: native.Opening) -> tuple[Stream, Meter]:
+        """Admitted, which may take the loading of a model, or its download; given up if the client leaves meanwhile."""
+        try:
+            async with asyncio.timeout(None) as given_up:
+                listening = asyncio.create_task(self._listen(given_up))
+                try:
+                    admitted = await self._admitted(opening)
+                    given_up.reschedule(None)  # from here on it would leak what was opened
+                    return admitted
+                finally:
+                    listening.cancel()
+                    await asyncio.gather(listening, return_exceptions=True)
+        except TimeoutError:
+            if not given_up.expired():
+                raise
+        log.info("a client left before its stream had opened")
+        raise WebSocketDisconnect(self._early[-1].get("code", 1005))
+
+    async def _listen(self, given_up: asyncio.Timeout) -> None:
+        """Read on, and keep what is read for later."""
+        held = 0
+        while held < EARLY_BYTES:
+            message = await self._socket.receive()
+            self._early.append(message)
+            if message["type"] == "websocket.disconnect":
+                given_up.reschedule(asyncio.get_running_loop().time())
+                return
+            if message.get("bytes"):
+                self._heard()
+            held += len(message.get("bytes") or message.get("text") or "")
+            self._here.engine.backlog.put(self, held // BYTES)
 
     async def _admitted(self, opening: native.Opening) -> tuple[Stream, Meter]:
         while True:  # another connection may take the place first; each round ends a session
@@ -319,7 +366,7 @@ class _Connection:
         assert session is not None
         told = session.reason != "client"
         while True:
-            message = await self._socket.receive()
+            message = await self._next()
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(message.get("code", 1005))
             try:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -386,6 +387,35 @@ def test_a_server_full_of_silent_sockets() -> None:
             messages, code, _ = each.rest()
             assert text(messages) == spelt(said)
             assert code == 1000
+
+
+@pytest.mark.quick
+@pytest.mark.fault(
+    "C26",
+    "clients that leave while their model loads",
+    "noticed at once; they wait for it no more, and hold no stream",
+)
+def test_clients_that_leave_while_a_model_loads(tmp_path: Path) -> None:
+    """a model that never comes to an end of loading, on a server of four streams; five times three clients, a second of audio each, by FIN, RST or a goodbye"""
+    for name in ("scripted", "endless"):
+        (tmp_path / name).touch()
+    audio = frame(BINARY, bytes(32_000))
+    with serving("--model", f"mine={tmp_path}", "--max-streams", "4", DEADLY="1") as server:
+        for _ in range(5):
+            waiting = [Socket(server.url, STREAM + "?model=mine") for _ in range(3)]
+            for each in waiting:
+                each.send(audio)
+            until(lambda: server.working() == 3)
+            waiting[0].send(frame(CLOSE, struct.pack("!H", 1000)))
+            reset(waiting[1].connection)
+            for each in waiting:
+                each.connection.close()
+            until(lambda: server.working() == 0)
+            assert server.open() == 0
+        with Socket(server.url) as stream:
+            stream.send(frame(BINARY, pcm(speak([1, 2, 3]))), END)
+            assert text(stream.rest()[0]) == "w1 w2 w3"
+        assert "Traceback" not in server.log
 
 
 @pytest.mark.fault("C18", "a goodbye that is not answered", "gone at the deadline")

@@ -1,5 +1,6 @@
 """The shell of the native WebSocket, around an engine that says what the test tells it."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ from websockets.sync.client import ClientConnection, connect
 from server import sockets
 from streaming.errors import BackendError, ModelUnavailable, Overloaded
 from streaming.events import Failed, Final, Partial
+from streaming.types import Checkpoint, Options
 from tests.containers import contained
 from tests.fakes import pcm, tone
-from tests.serving import Talker, running, with_engine
+from tests.faults.process import until
+from tests.serving import Chatter, Talker, running, with_engine
 
 SECOND = pcm(tone(1.0))
 
@@ -302,6 +305,62 @@ def test_a_client_that_leaves_leaves_nothing_behind() -> None:
             socket.send(SECOND)
             heard(socket, "ready")
         assert talker.streams[0].closed.wait(10)
+
+
+class Loading(Talker):
+    """Its model is there once it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asking, self.given_up = threading.Event(), threading.Event()
+
+    async def open_stream(
+        self, options: Options, after: Checkpoint | None = None, *, admitted: bool = False
+    ) -> Chatter:
+        self.loop = asyncio.get_running_loop()
+        self.hold = asyncio.Event()
+        self.asking.set()
+        try:
+            await self.hold.wait()
+        except asyncio.CancelledError:
+            self.given_up.set()
+            raise
+        return await super().open_stream(options, after, admitted=admitted)
+
+
+@pytest.mark.parametrize("said", [[], [SECOND, SECOND], ['{"type": "commit"}']])
+def test_who_leaves_while_a_model_loads_waits_for_it_no_more(said: list[str | bytes]) -> None:
+    with serving(Loading()) as (talker, url):
+        assert isinstance(talker, Loading)
+        with connect(url + "?language=en") as socket:
+            assert talker.asking.wait(20)
+            for each in said:
+                socket.send(each)
+        assert talker.given_up.wait(20)
+        until(lambda: talker.backlog.seconds == 0.0)
+        assert not talker.streams
+
+
+@pytest.mark.parametrize("early", [1, sockets.EARLY_BYTES])
+def test_what_is_said_while_a_model_loads_is_heard(
+    early: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "EARLY_BYTES", early)
+    with serving(Loading()) as (talker, url), connect(url + "?language=en") as socket:
+        assert isinstance(talker, Loading)
+        assert talker.asking.wait(20)
+        socket.send(SECOND)
+        until(lambda: talker.backlog.seconds > 0.0)
+        socket.send(SECOND)
+        say(socket, "commit", marker="here")
+        socket.send(SECOND)
+        say(socket, "end")
+        talker.release()
+        messages = without(heard(socket), "ready", "ack", "speech_started", "speech_stopped")
+        assert [each["type"] for each in messages] == ["final", "marker", "final", "end"]
+        assert messages[0]["text"] == "32000 samples"
+        assert messages[3]["received"] == 3 * len(SECOND)
+        until(lambda: talker.backlog.seconds == 0.0)
 
 
 def test_acks_are_exact_and_come_after_the_last_audio_too() -> None:
