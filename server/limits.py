@@ -278,7 +278,7 @@ class Limits:
         if self._away > -math.inf:
             self._away = time.monotonic() + AWAY  # one asks whether it is back; nobody waits beside
         try:
-            async with asyncio.timeout(PATIENCE):  # the client's own limit is for each of its tries
+            async with asyncio.timeout(PATIENCE):  # the client has a limit for each read only
                 found = await answer
         except Exception as error:
             self._away = time.monotonic() + AWAY
