@@ -153,7 +153,7 @@ class Settings:
     decode_timeout: Annotated[
         float,
         "recognition",
-        "seconds a decode may take before its process is taken for hung; less, down to 20, where its like took far less",
+        "seconds a decode may take before its process is taken for hung; less, to 20, where its like took far less",
     ] = 300.0
     window: Annotated[
         Literal["auto", "short", "full"], "recognition", "length of Whisper's windows"

@@ -90,9 +90,7 @@ class ModelBusy(ModelUnavailable):
 class ModelResting(ModelUnavailable):
     """The model's process died again and again; it is started anew after a rest."""
 
-    def __init__(
-        self, message: str, *, retry_after: float = 1.0, param: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, retry_after: float = 1.0, param: str | None = None) -> None:
         super().__init__(message, param=param)
         self.retry_after = retry_after
         """Seconds after which trying again is sensible."""

@@ -290,9 +290,7 @@ class LocalEngine:
         if not entry.downloaded:
             await asyncio.wrap_future(self._catalogue.download(entry).done)
 
-    async def _on_load(
-        self, call: Callable[P, T], *arguments: P.args, **options: P.kwargs
-    ) -> T:
+    async def _on_load(self, call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """`call` on one of the threads that load, as `asyncio.to_thread` does it."""
         here = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(

@@ -228,7 +228,9 @@ def test_others_are_decoded_while_and_after_a_decode_hangs(
     _says(backend, 1)
     turns: list[bool] = []
     take = backend._turns
-    monkeypatch.setattr(backend, "_turns", lambda *, alone: turns.append(alone) or take(alone=alone))
+    monkeypatch.setattr(
+        backend, "_turns", lambda *, alone: turns.append(alone) or take(alone=alone)
+    )
     with ThreadPoolExecutor(1) as pool:
         for _ in range(3):  # it is not the model that is given up
             hanging = pool.submit(_says, backend, 58, 62)

@@ -266,7 +266,9 @@ def test_deadly_audio_beside_speech() -> None:
             each.check()
 
 
-@pytest.mark.fault("P09", "a decode hangs", "cut at STT_DECODE_TIMEOUT; the others are heard meanwhile")
+@pytest.mark.fault(
+    "P09", "a decode hangs", "cut at STT_DECODE_TIMEOUT; the others are heard meanwhile"
+)
 def test_a_decode_that_hangs() -> None:
     """a word at which the recogniser waits for ever, with a limit of 4 s, while two streams speak"""
     with (
@@ -377,7 +379,11 @@ def test_a_crash_loop_in_mid_speech(tmp_path: Path, seconds: float, again: bool)
         talking.join()
     finals = [each for each in events if isinstance(each, open_speech_client.Final)]
     assert " ".join(each.text for each in finals) == spelt(said)
-    assert not [each for each in events if isinstance(each, open_speech_client.Error) and each.utterance is not None]
+    assert not [
+        each
+        for each in events
+        if isinstance(each, open_speech_client.Error) and each.utterance is not None
+    ]
     assert again == any(isinstance(each, open_speech_client.Reconnecting) for each in events)
 
 
