@@ -50,8 +50,13 @@ def ask(url: str, said: bytes) -> bytes:
 
 def reset(connection: socket.socket) -> None:
     """Close with RST instead of FIN."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    linger(connection)
     connection.close()
+
+
+def linger(connection: socket.socket) -> None:
+    """From now on closing sends RST."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def upgrade(path: str = STREAM, *more: str, host: str = "127.0.0.1") -> bytes:
