@@ -355,7 +355,6 @@ def test_a_crash_loop_in_mid_speech(tmp_path: Path, seconds: float, again: bool)
     with (
         serving("--model", f"mine={tmp_path}", faults=limits, DEADLY="1") as server,
         survives(server),
-        open_speech_client.connect(server.socket_url, model="mine", reconnect=60.0) as stream,
     ):
 
         def harm() -> None:
@@ -370,13 +369,14 @@ def test_a_crash_loop_in_mid_speech(tmp_path: Path, seconds: float, again: bool)
                 time.sleep(0.1)
             stream.end()
 
-        talking = threading.Thread(target=talk)
-        talking.start()
-        harming = threading.Timer(1.0, harm)
-        harming.start()
-        events = list(stream)
-        harming.join()
-        talking.join()
+        with open_speech_client.connect(server.socket_url, model="mine", reconnect=60.0) as stream:
+            talking, harming = threading.Thread(target=talk), threading.Timer(1.0, harm)
+            talking.start()
+            harming.start()
+            events = list(stream)
+            harming.join()
+            talking.join()
+        assert httpx2.delete(server.url + "/api/ps/mine", timeout=30).status_code < 300
     finals = [each for each in events if isinstance(each, open_speech_client.Final)]
     assert " ".join(each.text for each in finals) == spelt(said)
     assert not [
