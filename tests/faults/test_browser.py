@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from tests.faults.conftest import alive
-from tests.faults.process import FILES, PATIENCE, STREAM, Process, serving
+from tests.faults.process import FILES, PATIENCE, STREAM, Process, alive, serving
 from tests.faults.raw import ask, dial, upgrade
 
 SOCKETS = (STREAM, FILES, "/v1/realtime")
@@ -100,7 +99,8 @@ def test_a_foreign_name_points_here(open_server: Process, host: str) -> None:
 )
 def test_a_foreign_name_with_keys() -> None:
     """The same requests to a server with a key, which rebinding gives to nobody"""
-    with serving("--api-keys", "secret", "--host", "127.0.0.1") as server:
+    flags = ("--api-keys", "secret", "--host", "127.0.0.1")
+    with serving(*flags, key="secret") as server, alive(server):
         for key, expected in (("", 401), ("Authorization: Bearer secret\r\n", 200)):
             said = (
                 f"GET /v1/models HTTP/1.1\r\nHost: speech.example\r\n{key}Connection: close\r\n\r\n"

@@ -20,8 +20,18 @@ from websockets.sync.client import connect
 from tests.drive import speak
 from tests.fakes import pcm, tone, wav
 from tests.faults import hostile
-from tests.faults.conftest import alive
-from tests.faults.process import FILES, PATIENCE, Process, rest, serving, spelt, text, until, words
+from tests.faults.process import (
+    FILES,
+    PATIENCE,
+    Process,
+    alive,
+    rest,
+    serving,
+    spelt,
+    text,
+    until,
+    words,
+)
 from tests.faults.raw import dial
 
 SAID = spelt(hostile.SAID)
@@ -117,7 +127,7 @@ def test_a_thousand_mutations(reader: Process) -> None:
 @pytest.mark.fault("A01", "any container that holds its samples exactly", "200 and every word")
 def test_good_files(reader: Process, kind: str) -> None:
     """a spoken sentence in each, without a name"""
-    with posting(reader) as post:
+    with alive(reader), posting(reader) as post:
         hears(post(hostile.good(kind)))
 
 

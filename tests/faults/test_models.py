@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 
 from tests import toy
 from tests.fakes import SPEECH
-from tests.faults.process import FILES, PATIENCE, Process, serving, until
+from tests.faults.process import FILES, PATIENCE, Process, alive, serving, until
 from tests.hub import COMMIT, Hub
 
 NAME = "acme/toy-whisper"
@@ -30,11 +30,19 @@ def hub() -> Iterator[Hub]:
         yield found
 
 
-def pulling(hub: Hub, models: Path, *flags: str, **variables: str) -> Any:
+def bare(hub: Hub, models: Path, **variables: str) -> Any:
     """A server whose models come from `hub` and go to `models`."""
     models.mkdir(exist_ok=True)
     more = {"STT_OFFLINE": "false", "HF_ENDPOINT": hub.url, "STT_MODEL_DIR": str(models)}
-    return serving(*flags, faults={KNOWN: 0.05}, **(more | variables))
+    return serving(faults={KNOWN: 0.05}, **(more | variables))
+
+
+@contextmanager
+def pulling(hub: Hub, models: Path, **variables: str) -> Iterator[Process]:
+    """The same with an honest stream beside; what is wrong with a model may be told in the log, and two models are
+    loaded meanwhile, each with a process."""
+    with bare(hub, models, **variables) as server, alive(server, errors=True, few=16):
+        yield server
 
 
 def pull(server: Process, name: str = NAME) -> httpx2.Response:
@@ -282,7 +290,7 @@ def test_a_pickle_beside_the_weights(hub: Hub, tmp_path: Path) -> None:
 def test_a_server_that_is_killed_while_it_pulls(hub: Hub, tmp_path: Path) -> None:
     """SIGKILL after a third of the weights, and names that were about to be given"""
     models = tmp_path / "m"
-    with pulling(hub, models) as server:
+    with bare(hub, models) as server:
         hub.break_after, hub.breaks = 1_200_000, 1
         hub.before_file = lambda: setattr(hub, "down", hub.breaks == 0)
         thread = threading.Thread(target=lambda: _quietly(server))

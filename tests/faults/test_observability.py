@@ -285,25 +285,26 @@ def test_ids_lead_from_an_answer_to_the_log(told: Process) -> None:
 def test_the_log_holds_no_transcript_and_no_key() -> None:
     """A file and a stream with a prompt, with keys in headers and subprotocols, some of them wrong"""
     key, wrong, secret = "sk-right-key-0123456789", "sk-wrong-key-9876543210", "unheard-of prompt"
-    with serving("--api-keys", key, faults=FRESH) as server:
-        right = {"authorization": f"Bearer {key}"}
-        found = server.post(
-            FILES,
-            files={"file": ("a", wav(speak([11, 12, 13])))},
-            data={"prompt": secret},
-            headers=right,
-        )
-        assert found.json()["text"] == "w11 w12 w13"
-        server.post(FILES, headers={"authorization": f"Bearer {wrong}"})
-        server.get(f"/v1/models?key={wrong}")
-        protocols = ["open-speech", f"open-speech-key.{key}"]
-        with connect(
-            server.socket_url + f"?prompt={secret.replace(' ', '+')}", subprotocols=protocols
-        ) as socket:  # type: ignore[arg-type]
-            socket.send(pcm(speak([14, 15, 0.7])))
-            socket.send('{"type": "end"}')
-            assert text(rest(socket)) == "w14 w15"
-        figures_ = httpx2.get(server.url + "/metrics", headers=right).text
+    with serving("--api-keys", key, faults=FRESH, key=key) as server:
+        with alive(server):
+            right = {"authorization": f"Bearer {key}"}
+            found = server.post(
+                FILES,
+                files={"file": ("a", wav(speak([11, 12, 13])))},
+                data={"prompt": secret},
+                headers=right,
+            )
+            assert found.json()["text"] == spelt([11, 12, 13])
+            server.post(FILES, headers={"authorization": f"Bearer {wrong}"})
+            httpx2.get(f"{server.url}/v1/models?key={wrong}")
+            protocols = ["open-speech", f"open-speech-key.{key}"]
+            with connect(
+                server.socket_url + f"?prompt={secret.replace(' ', '+')}", subprotocols=protocols
+            ) as socket:  # type: ignore[arg-type]
+                socket.send(pcm(speak([14, 15, 0.7])))
+                socket.send('{"type": "end"}')
+                assert text(rest(socket)) == spelt([14, 15])
+            figures_ = httpx2.get(server.url + "/metrics", headers=right).text
         server.signal()
         assert server.wait() == 0
     for hidden in (key, wrong, "w12", "w15", "unheard-of"):

@@ -22,7 +22,18 @@ from websockets.sync.client import ClientConnection, connect
 from streaming.types import RATE
 from tests.drive import speak
 from tests.fakes import pcm, wav
-from tests.faults.process import FILES, PATIENCE, Process, rest, serving, spelt, text, until, words
+from tests.faults.process import (
+    FILES,
+    PATIENCE,
+    Process,
+    alive,
+    rest,
+    serving,
+    spelt,
+    text,
+    until,
+    words,
+)
 from tests.faults.raw import dial, until_closed
 
 SENTENCE: list[int | float] = [*words(5, 4), 0.6]
@@ -170,7 +181,8 @@ def test_uploads_that_fill_the_disk(announced: bool) -> None:
     audio = wav(np.zeros(RATE * 32, np.float32))  # 1 MiB
     body += audio + b"\r\n--b--\r\n"
     kind = {"content-type": "multipart/form-data; boundary=b"}
-    with serving("--max-uploads-mb", "2", "--max-upload-mb", "2") as server:
+    flags = ("--max-uploads-mb", "2", "--max-upload-mb", "2")
+    with serving(*flags) as server, alive(server):
         with closing(dial(server.url)) as slow:
             host = urlsplit(server.url).netloc
             slow.sendall(
@@ -182,7 +194,7 @@ def test_uploads_that_fill_the_disk(announced: bool) -> None:
             content: Any = body if announced else iter([body])
             assert hinted(server.post(FILES, content=content, headers=kind)) >= 1
             slow.shutdown(socket.SHUT_RDWR)
-        until(lambda: server.working() == 0)
+        until(lambda: server.working() == 1)  # the honest stream
         assert server.post(FILES, content=body, headers=kind).status_code == 200
 
 

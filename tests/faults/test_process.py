@@ -380,7 +380,8 @@ def test_too_little_memory_to_work(mebibytes: int) -> None:
                     stream.send('{"type": "end"}')
                 found = rest(stream)
                 assert found[-1]["type"] in ("end", "error"), found
-                assert text(found) in ("", spelt(SAID))
+                told = [each for each in found if each["type"] == "error"]
+                assert text(found) == spelt(SAID) or (told and not text(found)), found
             answer = server.post(FILES, files={"file": ("a.wav", wav(speak(SAID)))})
             assert "text" in answer.json() or answer.json()["error"]["message"]
         assert server.get("/livez").status_code == 200
