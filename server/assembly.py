@@ -144,7 +144,8 @@ def make_app(settings: Settings, where: Device) -> tuple[Starlette, Context]:
     from server.watch import watch
 
     catalogue = make_catalogue(settings, where)
-    catalogue.observer = metrics = Metrics()
+    runs = where.kind if where.kind == "cpu" else f"{where.kind}:{where.index}"
+    catalogue.observer = metrics = Metrics(runs)
     engine: Engine = make_engine(settings, catalogue, where, metrics)
     if settings.flight_dir is not None:
         engine = flight.Recorder(engine, settings)

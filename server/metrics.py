@@ -69,7 +69,8 @@ class _Model:
 class Metrics(Observer):
     """One server's. What the engine tells is counted; what is true at the moment is asked when somebody looks."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        """`device` is where models run, such as `cuda:0`."""
         self.registry = CollectorRegistry(auto_describe=False)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -82,7 +83,9 @@ class Metrics(Observer):
             return Histogram(full, text, labels, registry=self.registry, buckets=buckets)
 
         self.build = Info("open_speech_build", "what runs", registry=self.registry)
-        self.build.info({"version": __version__, "python": platform.python_version()})
+        self.build.info(
+            {"version": __version__, "python": platform.python_version(), "device": device}
+        )
         self.requests = counter(
             "http_requests_total", "answered requests", "route", "method", "status"
         )
@@ -90,6 +93,8 @@ class Metrics(Observer):
             "http_request_duration_seconds",
             "from a request's head to the last byte of its answer",
             "route",
+            "method",
+            "status",
             buckets=(0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0),
         )
         self.sessions = counter("streams_total", "live sessions that ended", "dialect", "outcome")
@@ -210,7 +215,7 @@ class Metrics(Observer):
         """A request was answered. `route` is of the route table, never of the client."""
         known = method if method in METHODS else OTHER
         self.requests.labels(route, known, str(status)).inc()
-        self.request_duration.labels(route).observe(seconds)
+        self.request_duration.labels(route, known, str(status)).observe(seconds)
 
     @contextmanager
     def session(self, dialect: Dialect) -> Generator[Ending]:

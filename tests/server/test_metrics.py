@@ -107,16 +107,24 @@ def test_a_recording_shows_too(toy: str) -> None:
     assert answer.status_code == 200
     after = scrape(toy)
     labels = {"route": "/v1/audio/transcriptions", "method": "POST", "status": "200"}
-    assert (
-        value(after, "http_requests_total", **labels)
-        == value(before, "http_requests_total", **labels) + 1
-    )
+    for name in ("http_requests_total", "http_request_duration_seconds_count"):
+        assert value(after, name, **labels) == value(before, name, **labels) + 1
     heard = value(after, "audio_received_seconds_total", model="toy", mode="file")
     assert heard - value(
         before, "audio_received_seconds_total", model="toy", mode="file"
     ) == pytest.approx(len(lines()[0].samples) / RATE)
     assert value(after, "decode_duration_seconds_count", model="toy", kind="file") > 0
     assert value(after, "recordings_open") == 0
+
+
+def test_it_says_what_runs_and_where(toy: str) -> None:
+    def device(found: Series) -> list[str]:
+        return [
+            dict(labels)["device"] for name, labels in found if name == "open_speech_build_info"
+        ]
+
+    assert device(scrape(toy)) == ["cpu"]
+    assert device(series(asyncio.run(Metrics("cuda:1").text()).decode())) == ["cuda:1"]
 
 
 def test_clients_cannot_make_series() -> None:
@@ -146,7 +154,7 @@ def test_the_text_is_bounded_however_many_models_are_used() -> None:
         for status in (200, 400, 401, 404, 405, 413, 429, 499, 500, 503):
             full.answered(endpoint.path, endpoint.method, status, 0.1)
     text = asyncio.run(full.text())
-    assert len(text) < 200_000
+    assert len(text) < 500_000
     found = series(text.decode())
     names = {dict(labels).get("model") for _, labels in found} - {None}
     assert len(names) == MODELS + 1
