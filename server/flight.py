@@ -307,10 +307,11 @@ class _Recorded:
         return self._stream.lag
 
     async def send(self, samples: Samples) -> None:
+        await self._stream.send(samples)
+        # Afterwards: what the engine refuses was never heard, and a replay would hear it.
         kind, audio = _exact(samples)
         record = {"do": "send", "samples": len(samples), "format": kind, "bytes": len(audio)}
         self._put(record, audio + b"\n")
-        await self._stream.send(samples)
 
     async def commit(self, marker: str | None = None) -> None:
         self._put({"do": "commit", "marker": marker})

@@ -22,8 +22,9 @@ from server.flight import Flight, NoFlight, Recorder, Writer, read
 from server.settings import Settings
 from streaming.backends import loaders
 from streaming.engine import Engine
+from streaming.errors import Overloaded
 from streaming.events import Event, Final
-from streaming.local import LocalEngine, Plan
+from streaming.local import LocalEngine, LocalStream, Plan
 from streaming.models import Catalogue
 from streaming.types import RATE, Device, Options, Samples
 from tests.drive import speak
@@ -128,6 +129,41 @@ def test_a_replay_says_the_same(tmp_path: Path) -> None:
     again = replayed(tmp_path, found)
     before, now = list(replay.said(found.records)), list(replay.said(again))
     assert len(before) == sum(isinstance(event, Final) for event in events) >= 3
+    assert compare(before, now, replay.committed(found.records), finished=True) == []
+
+
+def test_audio_that_is_refused_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = LocalStream.send
+    most = SPEECH[:32000]
+
+    async def send(self: LocalStream, samples: Samples) -> None:
+        if self.received >= len(most):
+            raise Overloaded("this machine cannot keep up")
+        await taken(self, samples)
+
+    async def scenario() -> None:
+        recorder = Recorder(engine(tmp_path), settings(tmp_path))
+        try:
+            stream = await recorder.open_stream(Options(pre_roll_ms=0))
+            for at in range(0, len(most), 1600):
+                await stream.send(most[at : at + 1600])
+            with pytest.raises(Overloaded):
+                await stream.send(SPEECH[len(most) :])
+            await stream.end()
+            async for _ in stream:
+                pass
+            await stream.aclose()
+        finally:
+            await recorder.aclose()
+
+    monkeypatch.setattr(LocalStream, "send", send)
+    asyncio.run(scenario())
+    (path,) = (tmp_path / "flights").iterdir()
+    found = read(path)
+    assert np.array_equal(found.samples, most)
+    before, now = list(replay.said(found.records)), list(replay.said(replayed(tmp_path, found)))
     assert compare(before, now, replay.committed(found.records), finished=True) == []
 
 
