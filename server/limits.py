@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -160,6 +160,35 @@ class Caller:
     key: Key | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What is left of one limit."""
+
+    name: str
+    quota: int
+    left: int
+    unit: str | None = None
+    """None: requests."""
+    window: int | None = None
+    """Seconds; None: it is of what goes on at once."""
+    wait: int | None = None
+    """Seconds until there is more."""
+
+
+def _headers(shares: Sequence[_Share]) -> dict[str, str]:
+    """By draft-ietf-httpapi-ratelimit-headers-10; its list of units has none for audio, so that one is ours."""
+    if not shares:
+        return {}
+    policies, states = [], []
+    for each in shares:
+        unit = f';qu="{each.unit}"' if each.unit is not None else ""
+        window = f";w={each.window}" if each.window is not None else ""
+        wait = f";t={each.wait}" if each.wait is not None else ""
+        policies.append(f'"{each.name}";q={each.quota}{unit}{window}')
+        states.append(f'"{each.name}";r={each.left}{wait}')
+    return {"ratelimit-policy": ", ".join(policies), "ratelimit": ", ".join(states)}
+
+
 class Limits:
     """The counts of all callers."""
 
@@ -195,15 +224,21 @@ class Limits:
         return Caller(f"address {address}", self._usual)
 
     async def request(self, caller: Caller) -> dict[str, str]:
-        """Count a request; answers headers that say what is left. Raises RateLimited."""
+        """Count a request; answers headers that say what is left of all that is limited. Raises RateLimited."""
         limit = caller.allowance.requests_per_minute
         if limit is None:
-            return {}
+            return _headers([*self._streams_of(caller), *await self._audio_of(caller)])
         item = RateLimitItemPerMinute(limit)
         good = await self._asked(self._requests.hit(item, caller.id), True)
-        headers = await self._headers(item, caller)
+        left, wait = await self._left(self._requests, item, caller)
+        requests = _Share("requests", limit, left, window=item.get_expiry(), wait=wait)
+        headers = _headers([requests, *self._streams_of(caller), *await self._audio_of(caller)])
+        headers |= {
+            "x-ratelimit-limit-requests": str(limit),
+            "x-ratelimit-remaining-requests": str(left),
+            "x-ratelimit-reset-requests": f"{wait}s",
+        }
         if not good:
-            wait = int(headers["x-ratelimit-reset-requests"].rstrip("s") or 1)
             raise RateLimited(
                 f"more than {limit} requests a minute came with this key or from this address;"
                 f" try again in {wait} s",
@@ -212,18 +247,31 @@ class Limits:
             )
         return headers
 
-    async def _headers(self, item: RateLimitItem, caller: Caller) -> dict[str, str]:
-        """By draft-ietf-httpapi-ratelimit-headers-10, and as OpenAI has them."""
-        stats = await self._asked(self._requests.get_window_stats(item, caller.id), None)
-        left = max(0, stats.remaining) if stats is not None else item.amount
-        wait = max(1, math.ceil(stats.reset_time - time.time())) if stats is not None else 1
-        return {
-            "ratelimit-policy": f'"requests";q={item.amount};w={item.get_expiry()}',
-            "ratelimit": f'"requests";r={left};t={wait}',
-            "x-ratelimit-limit-requests": str(item.amount),
-            "x-ratelimit-remaining-requests": str(left),
-            "x-ratelimit-reset-requests": f"{wait}s",
-        }
+    async def _left(
+        self,
+        limiter: MovingWindowRateLimiter | SlidingWindowCounterRateLimiter,
+        item: RateLimitItem,
+        caller: Caller,
+    ) -> tuple[int, int]:
+        """How many, and seconds until there are more."""
+        stats = await self._asked(limiter.get_window_stats(item, caller.id), None)
+        if stats is None:
+            return item.amount, 1
+        return max(0, stats.remaining), max(1, math.ceil(stats.reset_time - time.time()))
+
+    def _streams_of(self, caller: Caller) -> Iterator[_Share]:
+        limit = caller.allowance.streams
+        if limit is not None:
+            left = max(0, limit - self._streams[caller.id])
+            yield _Share("streams", limit, left, unit="concurrent-requests")
+
+    async def _audio_of(self, caller: Caller) -> list[_Share]:
+        found = []
+        for item, span in _audio(caller.allowance):
+            left, wait = await self._left(self._audio, item, caller)
+            name, window = f"audio-{span.split()[-1]}", item.get_expiry()
+            found.append(_Share(name, item.amount // 10, left // 10, "audio-seconds", window, wait))
+        return found
 
     def take(self, caller: Caller) -> None:
         """A live stream of `caller`'s opens; `release` it once. Raises RateLimited."""

@@ -213,6 +213,7 @@ def test_live_streams_at_once_are_limited() -> None:
             said, code = talk(url, NATIVE + "?model=toy")
             assert (said[0]["code"], code) == ("rate_limit_exceeded", 1013)
             assert "2 live streams" in said[0]["message"]
+            assert httpx2.get(url + "/v1/models").headers["ratelimit"] == '"streams";r=0'
             assert talk(url, REALTIME)[1] == talk(url, OTHER)[1] == 1013
             assert httpx2.post(url + OTHER, files=RECORDING).status_code == 200
         for _ in range(50):  # the server notices a close in its own time

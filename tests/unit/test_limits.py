@@ -58,6 +58,45 @@ def test_streams_are_counted_while_they_are_open() -> None:
     limits.take(caller)
 
 
+def test_headers_say_what_is_left_of_streams_and_audio(clock: Clock) -> None:
+    async def main() -> None:
+        allowance = Allowance(streams=2, audio_seconds_per_hour=100, audio_seconds_per_day=150)
+        limits = Limits(allowance)
+        caller = limits.of_address("10.0.0.1")
+        limits.take(caller)
+        clock.now += 600
+        await limits.heard(caller, 255)
+        assert await limits.request(caller) == {
+            "ratelimit-policy": '"streams";q=2;qu="concurrent-requests",'
+            ' "audio-hour";q=100;qu="audio-seconds";w=3600,'
+            ' "audio-day";q=150;qu="audio-seconds";w=86400',
+            "ratelimit": '"streams";r=1, "audio-hour";r=74;t=3000, "audio-day";r=124;t=85800',
+        }
+        limits.take(caller)
+        with pytest.raises(RateLimited):
+            await limits.heard(caller, 10_000)
+        clock.now += 1800
+        left = (await limits.request(caller))["ratelimit"]
+        assert left.startswith('"streams";r=0, "audio-hour";r=0;t=')
+        assert await limits.request(Limits(Allowance()).of_address("10.0.0.2")) == {}
+
+    anyio.run(main)
+
+
+def test_headers_hold_all_limits_beside_openai_s_of_requests() -> None:
+    async def main() -> None:
+        limits = Limits(Allowance(requests_per_minute=1, streams=2))
+        caller = limits.of_address("10.0.0.1")
+        headers = await limits.request(caller)
+        assert headers["ratelimit"] == '"requests";r=0;t=60, "streams";r=2'
+        assert headers["x-ratelimit-limit-requests"] == "1"
+        with pytest.raises(RateLimited) as found:
+            await limits.request(caller)
+        assert found.value.headers["ratelimit"] == '"requests";r=0;t=60, "streams";r=2'
+
+    anyio.run(main)
+
+
 def test_audio_is_counted_by_the_hour_and_the_day(clock: Clock) -> None:
     async def main() -> None:
         limits = Limits(Allowance(audio_seconds_per_hour=100, audio_seconds_per_day=150))
