@@ -274,12 +274,13 @@ export class Conversation {
     // The broken session may have heard some that is forgotten here; no final of it came.
     this._hole += from - Math.min(from, Math.max(this._safe, this._told));
     this._told = from;
-    this._base = from;
+    // Silence ends at any byte, and so do pieces: what begins within a sample is noise to its end.
+    this._base = Math.ceil(from / this._frame) * this._frame;
     this._session = null;
     this.stale = false;
     this._number = this._done;
     this._open = false;
-    this._rewind(from);
+    this._rewind(this._base);
   }
 
   _rewind(byte) {

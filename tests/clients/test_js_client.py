@@ -302,7 +302,7 @@ def test_the_example_of_the_readme_writes_subtitles(url: str, tmp_path: Path) ->
 
 
 def test_the_protocol_without_a_server() -> None:
-    assert len(node("conversation.mjs").splitlines()) == 15
+    assert len(node("conversation.mjs").splitlines()) == 17
 
 
 def test_subtitles_are_those_of_the_server() -> None:

@@ -257,6 +257,42 @@ const tests = {
     it.lost();
     assert.equal(JSON.parse(it.opening()).offset, 590);
   },
+  "a new session begins on a whole sample, wherever silence or a piece ended"() {
+    const rate = 44_100;
+    for (const frame of [2, 6]) {
+      const sent = new Uint8Array(20 * rate * frame).map((_, at) => at % frame);
+      for (let lag = 0; lag < 60; lag += 1) {
+        const it = new Conversation({ sample_rate: rate, channels: frame / 2 });
+        it.opening();
+        it.receive(ready());
+        for (let at = 0; at < sent.length; at += 1001) it.audio(sent.subarray(at, at + 1001));
+        drained(it);
+        it.receive(message("ack", { seq: 1, received: sent.length, lag: lag / 1000 }));
+        it.lost();
+        const { offset } = JSON.parse(it.opening());
+        it.receive(ready({ session: "s_2" }));
+        const again = drained(it);
+        assert.equal(again[0][0], 0, `lag ${lag} ms: a sample begins with its byte ${again[0][0]}`);
+        assert.equal(bytes(again), sent.length - Math.round(offset * rate) * frame);
+      }
+    }
+  },
+  "what begins after a hole begins on a whole sample"() {
+    const it = new Conversation({ bufferSeconds: 10 });
+    it.opening();
+    it.receive(ready());
+    it.lost();
+    const sent = new Uint8Array(11 * second).map((_, at) => at % 2);
+    let [given, gap] = [0, 0];
+    for (; gap === 0; given += 329) gap = Math.round((it.audio(sent.subarray(given, given + 329))?.seconds ?? 0) * second);
+    assert.equal(gap % 2, 1); // or this shows nothing
+    const begun = Math.round(JSON.parse(it.opening()).offset * second);
+    assert.equal(begun, gap + 1);
+    assert.equal(it.receive(ready({ session: "s_2" })).length, 1); // half a sample is no gap to tell
+    const again = drained(it);
+    assert.equal(again[0][0], 0);
+    assert.equal(bytes(again), given - begun);
+  },
   "addresses"() {
     assert.equal(address("http://h:8100"), "ws://h:8100/v1/audio/transcriptions/stream");
     assert.equal(address("https://h/speech/"), "wss://h/speech/v1/audio/transcriptions/stream");
