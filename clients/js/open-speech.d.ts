@@ -189,6 +189,11 @@ export class Stream extends EventTarget implements AsyncIterable<Event> {
     listener: EventListenerOrEventListenerObject | null,
     options?: boolean | AddEventListenerOptions,
   ): void;
+  /**
+   * Events from the first on, also those that came before the loop began: they wait, but for acks and partials that a newer
+   * one or the final makes void. 10,000 may wait, hours of speech. Beyond, the loop throws `unread` once it has read
+   * them, and listeners go on; where no loop runs then they are let go, and one that begins later throws at once.
+   */
   [Symbol.asyncIterator](): AsyncIterableIterator<Event>;
 }
 

@@ -20,13 +20,13 @@ const KEEPALIVE = 20_000;
 const STARTING = 8000;
 /** Seconds of silence kept, to be heard again by a new session: pre-roll is 5 s at most. */
 const MARGIN = 10;
-/** Events kept for a `for await` that has not begun or is slow. Partials are replaced, so these are hundreds of finals. */
-const EVENTS = 1024;
+/** Events that may wait for a `for await` that has not begun or is slow: three a sentence, so these are hours of speech. */
+const EVENTS = 10_000;
 /** Close codes after which another attempt would fail the same way, unless the error was one of these. */
 const FATAL = new Set([1002, 1003, 1007, 1008, 1009]);
 const ANEW = new Set(["not_resumable", "unknown_session", "events_gone", "session_limit"]);
 
-/** What went wrong, in a sentence; `code` is the server's, or `unreachable`, `lost`, `closed`, `aborted`. */
+/** What went wrong, in a sentence; `code` is the server's, or `unreachable`, `lost`, `closed`, `aborted`, `unread`. */
 export class OpenSpeechError extends Error {
   constructor(message, { code = "failed", param, retryAfter, closeCode } = {}) {
     super(message);
@@ -315,7 +315,13 @@ export class Conversation {
   }
 }
 
-/** A live transcription. Events come by `addEventListener`, and by `for await` until the end; both may be used. */
+/**
+ * A live transcription. Events come by `addEventListener`, and by `for await` until the end; both may be used.
+ *
+ * A `for await` gets what came before it began: every event waits until it is read, but for acks and partials that a
+ * newer one or the final makes void. Where too many wait it throws `unread` after them, and listeners go on. If no loop
+ * runs then, nobody is taken to want them: they are let go, and one that begins later throws at once.
+ */
 export class Stream extends EventTarget {
   constructor(url, options = {}) {
     super();
@@ -332,8 +338,10 @@ export class Stream extends EventTarget {
     this._socket = null;
     this._attempt = 0;
     this._timers = new Set();
-    this._queue = [];
-    this._waiting = null; // of the iterator
+    this._unread = [];
+    this._overrun = null; // why nothing more is kept for iterators
+    this._iterators = 0;
+    this._news = null; // what iterators wait for
     this._drains = [];
     this._fault = null;
     this._closed = false;
@@ -430,13 +438,17 @@ export class Stream extends EventTarget {
   }
 
   async *[Symbol.asyncIterator]() {
-    for (;;) {
-      while (this._queue.length) yield this._queue.shift();
-      if (this._fault) throw this._fault;
-      if (this._closed) return;
-      await new Promise((resolve) => {
-        this._waiting = resolve;
-      });
+    this._iterators += 1;
+    try {
+      for (;;) {
+        while (this._unread.length) yield this._unread.shift();
+        const error = this._overrun ?? this._fault;
+        if (error) throw error;
+        if (this._closed) return;
+        await (this._news ??= deferred()).promise;
+      }
+    } finally {
+      this._iterators -= 1;
     }
   }
 
@@ -598,15 +610,25 @@ export class Stream extends EventTarget {
   }
 
   _emit(event) {
-    if (event.type === "partial") {
-      const at = this._queue.findIndex((each) => each.type === "partial" && each.utterance === event.utterance);
-      if (at >= 0) this._queue.splice(at, 1);
-    }
-    this._queue.push(event);
-    if (this._queue.length > EVENTS) this._queue.shift();
-    this._waiting?.();
-    this._waiting = null;
+    if (!this._overrun) this._keep(event);
+    this._news?.resolve();
+    this._news = null;
     this.dispatchEvent(new StreamEvent(event));
+  }
+
+  /** For iterators, instead of an older event that says no more than this one. */
+  _keep(event) {
+    const at = this._unread.findLastIndex((older) => outdated(older, event));
+    if (at >= 0) this._unread.splice(at, 1);
+    if (this._unread.length < EVENTS) {
+      this._unread.push(event);
+      return;
+    }
+    this._overrun = new OpenSpeechError(
+      `more than ${EVENTS} events waited for “for await”; begin it earlier and let it wait for nothing long, or use addEventListener`,
+      { code: "unread" },
+    );
+    if (!this._iterators) this._unread = [];
   }
 
   _change(state, more = {}) {
@@ -632,8 +654,7 @@ export class Stream extends EventTarget {
     const socket = this._socket;
     this._socket = null;
     if (socket && socket.readyState < 2) socket.close(1000);
-    this._change("closed");
-    this._waiting?.();
+    this._change("closed"); // which wakes iterators too
     const opening = this._opening;
     this._opening = null;
     for (const each of this._drains.splice(0)) if (error) each.reject(error); else each.resolve();
@@ -659,6 +680,20 @@ export class Stream extends EventTarget {
     clearTimeout(timer);
     this._timers.delete(timer);
   }
+}
+
+/** Whether `newer` makes `older` void for who has read neither. */
+function outdated(older, newer) {
+  if (newer.type === "ack") return older.type === "ack";
+  if (newer.type !== "partial" && newer.type !== "final") return false;
+  return older.type === "partial" && older.utterance === newer.utterance;
+}
+
+/** A promise and what settles it. */
+function deferred() {
+  const made = {};
+  made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
+  return made;
 }
 
 /** Open a stream at a server, by its URL (`http`, `https`, `ws` or `wss`). Resolves once the server is ready. */

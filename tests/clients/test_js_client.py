@@ -161,7 +161,7 @@ def test_a_resumed_session_says_everything_once_and_as_if_nothing_had_happened(
     assert of("end", events)[0]["received"] == size
     # No number twice and none left out: what a cut swallowed has come with the next connection. Only a commit that
     # was sent twice, because nothing told that it had arrived, has two markers; the second is the client's business.
-    numbers = [event["seq"] for event in events if "seq" in event and event["type"] != "ready"]
+    (numbers,) = (event["numbers"] for event in of("numbers", events))
     assert numbers == sorted(set(numbers))
     assert numbers[-1] - len(numbers) <= 1
     committed: dict[int, str] = {}
@@ -303,6 +303,10 @@ def test_the_example_of_the_readme_writes_subtitles(url: str, tmp_path: Path) ->
 
 def test_the_protocol_without_a_server() -> None:
     assert len(node("conversation.mjs").splitlines()) == 17
+
+
+def test_the_stream_over_a_scripted_socket() -> None:
+    assert len(node("scripted.mjs").splitlines()) == 6
 
 
 def test_subtitles_are_those_of_the_server() -> None:
