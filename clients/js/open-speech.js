@@ -342,7 +342,7 @@ export class Stream extends EventTarget {
     this._overrun = null; // why nothing more is kept for iterators
     this._iterators = 0;
     this._news = null; // what iterators wait for
-    this._drains = [];
+    this._room = null; // what senders wait for
     this._fault = null;
     this._closed = false;
     this._heard = 0;
@@ -414,8 +414,12 @@ export class Stream extends EventTarget {
       if (this.state === "open") this._socket?.close(4000, "gap");
     }
     this._flush();
-    if (this._conversation.unsent < this._conversation._perSecond) return Promise.resolve();
-    return new Promise((resolve, reject) => this._drains.push({ resolve, reject }));
+    if (this._closed || this._conversation.unsent < this._conversation._perSecond) return Promise.resolve();
+    if (!this._room) {
+      this._room = deferred();
+      this._room.promise.catch(() => {}); // a microphone ignores it; who awaits it is told
+    }
+    return this._room.promise;
   }
 
   /** End the utterance here; a `marker` event comes once everything before it is final. */
@@ -605,7 +609,8 @@ export class Stream extends EventTarget {
       });
     }
     if (this._conversation.unsent < this._conversation._perSecond) {
-      for (const each of this._drains.splice(0)) each.resolve();
+      this._room?.resolve();
+      this._room = null;
     }
   }
 
@@ -657,11 +662,12 @@ export class Stream extends EventTarget {
     this._change("closed"); // which wakes iterators too
     const opening = this._opening;
     this._opening = null;
-    for (const each of this._drains.splice(0)) if (error) each.reject(error); else each.resolve();
     if (error) {
+      this._room?.reject(error);
       opening?.reject(error);
       this._fail(error);
     } else {
+      this._room?.resolve();
       opening?.reject(new OpenSpeechError("the stream was closed", { code: "closed" }));
       this._finish();
     }

@@ -78,6 +78,7 @@ function heard(stream) {
   return found;
 }
 
+const frame = new Uint8Array(640); // 20 ms
 const upTo = (count) => Array.from({ length: count }, (_, at) => at);
 
 const tests = {
@@ -146,6 +147,31 @@ const tests = {
     await new Promise((resolve) => setTimeout(resolve, 0));
     stream.close();
     assert.deepEqual((await Promise.all(loops)).map(({ thrown }) => thrown), [null, null]);
+  },
+  async "all that is sent while nothing can go out waits for one promise"() {
+    const [stream, socket] = await opened();
+    socket.bufferedAmount = 1e6;
+    const waits = new Set(upTo(150).map(() => stream.send(frame))); // three seconds
+    assert.equal(waits.size, 50); // in the first second nothing has to wait
+    socket.bufferedAmount = 0;
+    stream.commit(); // which goes out, and all before it
+    await Promise.all(waits);
+    assert.equal(socket.sent.length, 152);
+    socket.close(1006);
+    assert.equal(stream.state, "reconnecting");
+    const more = new Set(upTo(150).map(() => stream.send(frame)));
+    assert.equal(more.size, 50);
+    assert.ok(!waits.has([...more].at(-1)));
+    stream.close();
+    await Promise.all(more);
+  },
+  async "who waits to send is told that the stream failed, who does not wait is not troubled"() {
+    const [stream, socket] = await opened({ reconnect: false });
+    socket.bufferedAmount = 1e6;
+    for (const _ of upTo(100)) stream.send(frame); // a rejection that nobody awaits would end Node
+    const waiting = stream.send(frame);
+    socket.close(1006);
+    await assert.rejects(waiting, { code: "lost" });
   },
 };
 for (const [name, test] of Object.entries(tests)) {
