@@ -10,6 +10,8 @@ const KEY_PREFIX = "open-speech-key.";
 const WIDTH = { pcm_s16le: 2, pcm_f32le: 4, mulaw: 1, alaw: 1 };
 /** Options that are the client's own; all others go to the server as they are. */
 const OWN = ["key", "reconnect", "bufferSeconds", "WebSocket", "signal", "connectTimeout"];
+/** Bytes of audio in a message at most, however much is given at once: a server takes 4 MiB. */
+const MESSAGE = 65_536;
 /** Bytes that may wait in the socket before more is kept here. Half a second of 48 kHz audio. */
 const IN_SOCKET = 48_000;
 /** Milliseconds of silence from the server, while it owes an `ack`, after which the connection is taken for dead. */
@@ -64,6 +66,7 @@ export class Conversation {
     this._framed = encoding in WIDTH;
     const rate = wanted.sample_rate ?? (encoding === "mulaw" || encoding === "alaw" ? 8000 : 16000);
     this._frame = (WIDTH[encoding] ?? 1) * (wanted.channels ?? 1);
+    this._most = encoding === "opus" ? Infinity : MESSAGE; // a message is one Opus packet
     this._perSecond = this._framed ? rate * this._frame : 6000;
     this._start = wanted.offset ?? 0;
     this._limit = bufferSeconds * this._perSecond;
@@ -148,16 +151,18 @@ export class Conversation {
   /** The next message for the connection, binary or text; null if there is none. */
   next() {
     while (this._ready && this._cursor < this._items.length) {
-      const item = this._items[this._cursor];
-      this._cursor += 1;
-      if (item.text) {
-        if (item.at < this._held) continue;
-        return JSON.stringify(item.text);
+      const { at, data, text } = this._items[this._cursor];
+      if (text) {
+        this._cursor += 1;
+        if (at < this._held) continue;
+        return JSON.stringify(text);
       }
-      const skip = Math.max(0, this._sent - item.at);
-      if (skip >= item.data.byteLength) continue; // the session has it already
-      this._sent = item.at + item.data.byteLength;
-      return skip > 0 ? item.data.subarray(skip) : item.data;
+      const skip = Math.max(0, this._sent - at);
+      const until = Math.min(data.byteLength, skip + this._most);
+      if (until === data.byteLength) this._cursor += 1;
+      if (skip >= until) continue; // the session has it already
+      this._sent = at + until;
+      return data.subarray(skip, until);
     }
     return null;
   }

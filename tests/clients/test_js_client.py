@@ -97,6 +97,15 @@ def test_a_commit_is_answered_by_its_marker(url: str, tmp_path: Path) -> None:
     assert len(of("final", events)) >= 2
 
 
+def test_a_long_recording_can_be_given_at_once(url: str, tmp_path: Path) -> None:
+    """A server takes no message of more than 4 MiB."""
+    audio = pcm(np.concatenate([speech("000-en.flac"), silence(140.0)]))
+    assert len(audio) > 4 * 2**20
+    events = stream(url, tmp_path, audio, size=len(audio))
+    assert "soldier" in of("final", events)[0]["text"]
+    assert of("end", events)[0]["received"] == len(audio)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "param"),
     [
@@ -302,7 +311,7 @@ def test_the_example_of_the_readme_writes_subtitles(url: str, tmp_path: Path) ->
 
 
 def test_the_protocol_without_a_server() -> None:
-    assert len(node("conversation.mjs").splitlines()) == 17
+    assert len(node("conversation.mjs").splitlines()) == 19
 
 
 def test_the_stream_over_a_scripted_socket() -> None:

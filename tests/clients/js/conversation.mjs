@@ -293,6 +293,36 @@ const tests = {
     assert.equal(again[0][0], 0);
     assert.equal(bytes(again), given - begun);
   },
+  "much audio at once goes in messages that a server takes, and on from where the session has it"() {
+    const it = new Conversation();
+    it.opening();
+    it.receive(ready({ resumable_seconds: 30 }));
+    const sent = new Uint8Array(1_000_000).map((_, at) => at % 251);
+    it.audio(sent);
+    it.commit();
+    const first = drained(it);
+    assert.equal(first.pop(), '{"type":"commit"}');
+    assert.ok(first.every(({ byteLength }) => byteLength <= 65_536));
+    assert.deepEqual(Buffer.concat(first), Buffer.from(sent));
+    it.lost();
+    it.opening();
+    it.receive(ready({ resumable_seconds: 30, received: 123_457 }));
+    it.next();
+    assert.equal(it.unsent, 1_000_000 - 123_457 - 65_536);
+    it.lost();
+    it.opening();
+    it.receive(ready({ resumable_seconds: 30, received: 654_321 }));
+    const rest = drained(it);
+    assert.equal(rest.pop(), '{"type":"commit"}');
+    assert.deepEqual(Buffer.concat(rest), Buffer.from(sent.subarray(654_321)));
+  },
+  "an Opus packet is never cut"() {
+    const it = new Conversation({ encoding: "opus" });
+    it.opening();
+    it.receive(ready());
+    it.audio(audio(4));
+    assert.deepEqual(drained(it).map(({ byteLength }) => byteLength), [4 * second]);
+  },
   "addresses"() {
     assert.equal(address("http://h:8100"), "ws://h:8100/v1/audio/transcriptions/stream");
     assert.equal(address("https://h/speech/"), "wss://h/speech/v1/audio/transcriptions/stream");
