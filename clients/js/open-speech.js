@@ -410,6 +410,7 @@ export class Stream extends EventTarget {
    */
   send(audio) {
     if (this._fault) throw this._fault;
+    if (this._closed && !this._conversation.ended) throw new OpenSpeechError("the stream was closed; open another one", { code: "closed" });
     const data = ArrayBuffer.isView(audio)
       ? new Uint8Array(audio.buffer, audio.byteOffset, audio.byteLength)
       : new Uint8Array(audio);

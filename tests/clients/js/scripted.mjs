@@ -173,6 +173,16 @@ const tests = {
     socket.close(1006);
     await assert.rejects(waiting, { code: "lost" });
   },
+  async "audio for a stream that was closed is refused, and keeps nobody waiting"() {
+    const [stream, socket] = await opened();
+    stream.close();
+    assert.throws(() => stream.send(new Uint8Array(32_000)), { code: "closed" });
+    const [ended, other] = await opened();
+    ended.end();
+    other.say("end", { received: 0, reason: "client" });
+    assert.throws(() => ended.send(frame), { code: "ended" });
+    assert.equal(socket.sent.length, 1);
+  },
 };
 for (const [name, test] of Object.entries(tests)) {
   await test();
