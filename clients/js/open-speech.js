@@ -370,9 +370,9 @@ export class Stream extends EventTarget {
     this.model = null;
     this._online = () => this._hurry();
     globalThis.addEventListener?.("online", this._online);
-    options.signal?.addEventListener("abort", () => this._break(new OpenSpeechError("the stream was aborted", { code: "aborted" })), {
-      once: true,
-    });
+    this._signal = options.signal;
+    this._abort = () => this._break(new OpenSpeechError("the stream was aborted", { code: "aborted" }));
+    this._signal?.addEventListener("abort", this._abort);
   }
 
   /** Seconds that the server is behind the audio it has. */
@@ -397,10 +397,12 @@ export class Stream extends EventTarget {
 
   /** The first `ready`. Rejects if the server cannot be reached or refuses. */
   open() {
-    return new Promise((resolve, reject) => {
-      this._opening = { resolve, reject };
-      this._dial();
-    });
+    const opening = deferred();
+    this._opening = opening;
+    if (this._closed) opening.reject(this._fault ?? new OpenSpeechError("the stream was closed", { code: "closed" }));
+    else if (this._signal?.aborted) this._abort(); // its event has been
+    else this._dial();
+    return opening.promise;
   }
 
   /**
@@ -662,6 +664,7 @@ export class Stream extends EventTarget {
     clearInterval(this._watching);
     for (const timer of this._timers) clearTimeout(timer);
     globalThis.removeEventListener?.("online", this._online);
+    this._signal?.removeEventListener("abort", this._abort); // it may outlive many streams
     const socket = this._socket;
     this._socket = null;
     if (socket && socket.readyState < 2) socket.close(1000);

@@ -1,7 +1,8 @@
 // The stream over a socket that says what the test says. Argument: module.
 import assert from "node:assert/strict";
+import { getEventListeners } from "node:events";
 
-const { Stream } = await import(process.argv[2]);
+const { Stream, connect } = await import(process.argv[2]);
 const EVENTS = 10_000;
 
 class Socket extends EventTarget {
@@ -182,6 +183,23 @@ const tests = {
     other.say("end", { received: 0, reason: "client" });
     assert.throws(() => ended.send(frame), { code: "ended" });
     assert.equal(socket.sent.length, 1);
+  },
+  async "a signal aborts also what has not begun, and keeps nothing of a stream that is over"() {
+    const controller = new AbortController();
+    const { signal } = controller;
+    const [over] = await opened({ signal });
+    assert.equal(getEventListeners(signal, "abort").length, 1);
+    over.close();
+    assert.equal(getEventListeners(signal, "abort").length, 0);
+    const [cut] = await opened({ signal });
+    const unopened = new Stream("http://h", { WebSocket: Socket, signal });
+    controller.abort();
+    await assert.rejects(cut.end(), { code: "aborted" });
+    await assert.rejects(unopened.open(), { code: "aborted" });
+    await assert.rejects(connect("http://h", { WebSocket: Socket, signal }), { code: "aborted" });
+    const closed = new Stream("http://h", { WebSocket: Socket });
+    closed.close();
+    await assert.rejects(closed.open(), { code: "closed" });
   },
 };
 for (const [name, test] of Object.entries(tests)) {
