@@ -446,7 +446,7 @@ export class Stream extends EventTarget {
 
   /** Leave at once; what is not final is lost. */
   close() {
-    this._stop(null);
+    this._stop();
   }
 
   async *[Symbol.asyncIterator]() {
@@ -515,7 +515,7 @@ export class Stream extends EventTarget {
       if (event.type === "error" && (this._opening || (this.state === "reconnecting" && ANEW.has(event.code)))) continue;
       this._emit(event);
     }
-    if (this._conversation.ended) this._stop(null);
+    if (this._conversation.ended) this._stop();
     else this._flush();
   }
 
@@ -525,6 +525,7 @@ export class Stream extends EventTarget {
     this._attempt = 0;
     this._retryAfter = 0;
     this._change("open");
+    if (this._closed) return; // by a listener
     this._opening?.resolve(this);
     this._opening = null;
     this._watch();
@@ -567,6 +568,7 @@ export class Stream extends EventTarget {
     const delay = anew ? 0 : Math.max(this._attempt === 0 && code === 1012 ? least / 2 : pause, this._retryAfter);
     this._attempt += 1;
     this._change("reconnecting", { attempt: this._attempt, delay, code });
+    if (this._closed) return; // by a listener
     this._pending = this._after(delay * 1000, () => {
       this._pending = null;
       this._dial();
@@ -652,15 +654,16 @@ export class Stream extends EventTarget {
 
   _break(error) {
     if (this._closed) return;
+    this._fault = error; // before listeners are told: one may close the stream, which makes nothing of it well
     for (const event of this._conversation.leftover()) this._emit(event);
     if (!this._opening) this._emit({ type: "failed", error });
-    this._stop(error);
+    this._stop();
   }
 
-  _stop(error) {
+  _stop() {
     if (this._closed) return;
     this._closed = true;
-    this._fault = error;
+    const error = this._fault;
     clearInterval(this._watching);
     for (const timer of this._timers) clearTimeout(timer);
     globalThis.removeEventListener?.("online", this._online);

@@ -201,6 +201,28 @@ const tests = {
     closed.close();
     await assert.rejects(closed.open(), { code: "closed" });
   },
+  async "a listener that closes a stream that failed does not make it a success"() {
+    const [stream, socket] = await opened({ reconnect: false });
+    stream.addEventListener("failed", () => stream.close());
+    const ended = stream.end();
+    socket.close(1006);
+    await assert.rejects(ended, { code: "lost" });
+    assert.equal((await read(stream)).thrown?.code, "lost");
+  },
+  async "a listener may close the stream at any change, and no timer is left"() {
+    for (const state of ["open", "reconnecting"]) {
+      const stream = new Stream("http://h", { WebSocket: Socket });
+      stream.addEventListener("connection", ({ detail }) => detail.state === state && stream.close());
+      const opening = stream.open();
+      Socket.newest.open();
+      Socket.newest.ready();
+      if (state === "open") await assert.rejects(opening, { code: "closed" });
+      else Socket.newest.close(1006);
+      assert.equal(stream.state, "closed");
+      assert.equal(stream._timers.size, 0);
+      assert.ok(!stream._watching || stream._watching._destroyed);
+    }
+  },
 };
 for (const [name, test] of Object.entries(tests)) {
   await test();
