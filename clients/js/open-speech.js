@@ -854,23 +854,22 @@ async function running(context) {
 /** Microphone to text in one call: a stream that ends, device included, with `stream.end()` or `stream.close()`. */
 export async function listen(url, { microphone = {}, ...options } = {}) {
   const source = microphone instanceof Capture ? microphone : await openMicrophone(microphone);
-  const stream = new Stream(url, { ...options, encoding: "pcm_s16le", sample_rate: source.sampleRate, channels: 1 });
-  // What is said while the server prepares is kept, and heard once it is ready.
-  source.start((frame) => stream.state !== "closed" && stream.send(frame));
   try {
-    await stream.open();
+    const stream = new Stream(url, { ...options, encoding: "pcm_s16le", sample_rate: source.sampleRate, channels: 1 });
+    const end = stream.end.bind(stream);
+    stream.end = () => {
+      source.stop();
+      return end();
+    };
+    stream.addEventListener("connection", ({ detail }) => detail.state === "closed" && source.stop());
+    // A model may take a minute to load: what is said meanwhile is kept, and the device may go meanwhile.
+    source.addEventListener("ended", () => end().catch(() => {}));
+    source.start((frame) => stream.state !== "closed" && stream.send(frame));
+    return await stream.open();
   } catch (error) {
     source.stop();
     throw error;
   }
-  source.addEventListener("ended", () => stream.end().catch(() => {}));
-  stream.addEventListener("connection", ({ detail }) => detail.state === "closed" && source.stop());
-  const end = stream.end.bind(stream);
-  stream.end = () => {
-    source.stop();
-    return end();
-  };
-  return stream;
 }
 
 // Subtitles. The rules are the server's: a cue has at most two lines of 42 columns and stays for at most 7 s, shows no

@@ -315,7 +315,7 @@ def test_the_protocol_without_a_server() -> None:
 
 
 def test_the_stream_over_a_scripted_socket() -> None:
-    assert len(node("scripted.mjs").splitlines()) == 12
+    assert len(node("scripted.mjs").splitlines()) == 13
 
 
 def test_subtitles_are_those_of_the_server() -> None:

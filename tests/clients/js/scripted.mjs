@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { getEventListeners } from "node:events";
 
-const { Stream, connect } = await import(process.argv[2]);
+const { Capture, Stream, connect, listen } = await import(process.argv[2]);
 const EVENTS = 10_000;
 
 class Socket extends EventTarget {
@@ -77,6 +77,13 @@ function heard(stream) {
   const found = [];
   stream.addEventListener("final", ({ detail }) => found.push(detail.utterance));
   return found;
+}
+
+function microphone() {
+  const track = Object.assign(new EventTarget(), { stop: () => (track.stopped = true), stopped: false });
+  const media = { getTracks: () => [track], getAudioTracks: () => [track] };
+  const context = Object.assign(new EventTarget(), { state: "running", sampleRate: 16_000, close() {} });
+  return { capture: new Capture(context, media, { port: {}, disconnect() {} }), track };
 }
 
 const frame = new Uint8Array(640); // 20 ms
@@ -221,6 +228,23 @@ const tests = {
       assert.equal(stream.state, "closed");
       assert.equal(stream._timers.size, 0);
       assert.ok(!stream._watching || stream._watching._destroyed);
+    }
+  },
+  async "a microphone that goes while a model loads ends the stream, and is given back whatever happens"() {
+    const { capture, track } = microphone();
+    const listening = listen("http://h", { WebSocket: Socket, microphone: capture });
+    Socket.newest.open();
+    capture._node.port.onmessage({ data: { frame: frame.buffer, level: 0.5 } });
+    track.dispatchEvent(new Event("ended"));
+    Socket.newest.ready();
+    const stream = await listening;
+    assert.deepEqual(Socket.newest.sent.slice(1).map((each) => (typeof each === "string" ? each : each.byteLength)), [640, '{"type":"end"}']);
+    Socket.newest.say("end", { received: 640, reason: "client" });
+    await stream.end();
+    for (const [url, options] of [["http://", {}], ["http://h", { signal: AbortSignal.abort() }]]) {
+      const other = microphone();
+      await assert.rejects(listen(url, { WebSocket: Socket, microphone: other.capture, ...options }));
+      assert.ok(other.track.stopped);
     }
   },
 };
