@@ -1,4 +1,4 @@
-"""A stream without threads or time: audio is fed, decodes take as many turns as the test says."""
+"""A stream without threads or time: audio is fed, decodes take as many turns as the test says. And a recording."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
-from streaming.backends.base import Hypothesis, StepBackend, Window
+from streaming.backends.base import Capabilities, Hypothesis, StepBackend, Window
 from streaming.backends.scripted import CAPABILITIES, ScriptedBackend, spell
 from streaming.backends.stepwise import Steps
 from streaming.errors import BackendError
 from streaming.events import Event
-from streaming.scheduler import Scheduler
+from streaming.recording import RecordingSession
+from streaming.scheduler import Job, Scheduler
 from streaming.segmenter import FRAME
 from streaming.session import Session
-from streaming.types import RATE, Options, Samples, Word
+from streaming.types import RATE, Options, Samples, Transcribed, Word
 
 Decode = Callable[[Window], Hypothesis]
 
@@ -162,3 +163,47 @@ def drive(
             decoded += 1
         events += session.events()
     return events
+
+
+WHISPER = Capabilities(languages=("en", "fr"), detects_language=True, max_batch=8)
+"""A recogniser of windows of 30 s, into which a recording's utterances are packed."""
+
+
+def read(
+    audio: Samples,
+    decode: Decode = honest,
+    options: Options | None = None,
+    *,
+    side_by_side: int = 1,
+    capabilities: Capabilities = WHISPER,
+) -> tuple[list[Transcribed], list[Window]]:
+    """What comes out of a recording, and the windows that were decoded, in the order in which they were asked for.
+
+    Newest jobs are answered first: order must not matter.
+    """
+    session = RecordingSession(
+        options or Options(), capabilities, lambda window: 0, model="m", lookahead=8
+    )
+    session.side_by_side = side_by_side
+    jobs: list[Job] = []
+    items: list[Transcribed] = []
+    windows: list[Window] = []
+    at = 0
+    while not session.finished:
+        if session.hungry:
+            if at >= len(audio):
+                session.receive_end()
+            session.receive_audio(audio[at : at + 8 * FRAME])
+            at += 8 * FRAME
+            frames = session.frames()
+            session.receive_probabilities(frames, loudness(frames))
+        asked = session.jobs()
+        jobs += asked
+        windows += [job.window for job in asked if isinstance(job.window, Window)]
+        if jobs and (at > len(audio) or not session.hungry):
+            job = jobs.pop()
+            assert isinstance(job.window, Window)
+            job.result = decode(job.window)
+            session.receive_result(job)
+        items += session.items()
+    return items, windows

@@ -90,7 +90,7 @@ def test_the_conversation_has_its_order_and_numbers(url: str) -> None:
     assert final["text"].startswith(committed)
 
 
-def test_boundaries_do_not_depend_on_messages_and_equal_those_of_rest(url: str) -> None:
+def test_boundaries_do_not_depend_on_messages(url: str) -> None:
     audio = pcm(speech("long-0.flac"))
     spans = [
         [

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from streaming.backends.base import Capabilities, Hypothesis, Window
-from streaming.recording import RecordingSession
-from streaming.segmenter import FRAME
-from streaming.types import RATE, Options, Samples, Segment, Summary, Transcribed, Word
-from tests.drive import loudness
-
-WHISPER = Capabilities(languages=("en", "fr"), detects_language=True, max_batch=8)
+from streaming.types import RATE, Samples, Segment, Summary, Word
+from tests.drive import read
 
 
 def bursts(count: int, seconds: float, pause: float = 1.0) -> Samples:
@@ -24,38 +18,6 @@ def bursts(count: int, seconds: float, pause: float = 1.0) -> Samples:
             np.zeros(round(pause * RATE), np.float32),
         ]
     return np.concatenate(parts)
-
-
-def read(
-    audio: Samples,
-    decode: Callable[[Window], Hypothesis],
-    options: Options | None = None,
-    *,
-    side_by_side: int = 1,
-    capabilities: Capabilities = WHISPER,
-) -> tuple[list[Transcribed], list[Window]]:
-    """What comes out, and which windows were decoded. Newest jobs are answered first: order must not matter."""
-    session = RecordingSession(
-        options or Options(), capabilities, lambda window: 0, model="m", lookahead=8
-    )
-    session.side_by_side = side_by_side
-    at, jobs, items, windows = 0, [], [], []
-    while not session.finished:
-        if session.hungry:
-            if at >= len(audio):
-                session.receive_end()
-            session.receive_audio(audio[at : at + 8 * FRAME])
-            at += 8 * FRAME
-            frames = session.frames()
-            session.receive_probabilities(frames, loudness(frames))
-        jobs += session.jobs()
-        if jobs and (at > len(audio) or not session.hungry):
-            job = jobs.pop()
-            windows.append(job.window)
-            job.result = decode(job.window)
-            session.receive_result(job)
-        items += session.items()
-    return items, windows
 
 
 def said(window: Window, language: str) -> Hypothesis:
