@@ -1,5 +1,6 @@
 """The promises of a stream hold for any speech, message size, delay and change of mind."""
 
+import itertools
 import random
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,7 @@ from streaming.scheduler import Job, Lane
 from streaming.segmenter import FRAME
 from streaming.session import Session
 from streaming.types import RATE, Options, Word
-from tests.drive import delays, drive, fickle, honest, sizes, speak, talk
+from tests.drive import Decode, delays, drive, fickle, honest, sizes, speak, talk
 
 WORDS = Options(words=True, pre_roll_ms=0)
 
@@ -309,20 +310,43 @@ def test_a_marker_follows_the_finals_of_all_that_came_before() -> None:
     assert events[at] == Marker(f"m{RATE}", RATE)
 
 
-def test_a_recogniser_that_fails_loses_its_utterance_and_no_other() -> None:
-    calls = 0
+def failing(*numbers: int) -> Decode:
+    """A recogniser that fails at these decodes, counted from 0."""
+    calls = itertools.count()
 
-    def failing(window: Window) -> Hypothesis:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            raise_in_job = RuntimeError("broken")
-            return raise_in_job  # type: ignore[return-value]
+    def decode(window: Window) -> Hypothesis:
+        if next(calls) in numbers:
+            return RuntimeError("broken")  # type: ignore[return-value]
         return honest(window)
 
+    return decode
+
+
+def test_a_guess_at_the_final_that_fails_costs_no_word() -> None:
+    """It fails within the pause, and the final is decoded at the endpoint."""
     options = Options(partials=False, pre_roll_ms=0)
-    events = drive(speak([0.5, 1, 2, 1.0, 3, 4, 1.0]), options, decode=failing)
-    assert said(events).split() in (["w1", "w2", "w3", "w4"], ["w3", "w4"])
+    events = drive(speak([0.5, 1, 2, 1.0, 3, 4, 1.0]), options, decode=failing(0))
+    assert said(events).split() == ["w1", "w2", "w3", "w4"]
+    assert not any(isinstance(event, Failed) for event in events)
+    assert [final.timing.speculated for final in finals(events)] == [False, True]
+
+
+@pytest.mark.parametrize("wanted", ["at the endpoint", "at a commit", "before the endpoint"])
+def test_a_final_that_fails_loses_its_utterance_and_no_other(wanted: str) -> None:
+    audio = speak([0.5, 1, 2, 1.0, 3, 4, 1.0])
+    options = Options(partials=False, pre_roll_ms=0)
+    if wanted == "at the endpoint":
+        events = drive(audio, options, decode=failing(0, 1))
+    elif wanted == "at a commit":
+        events = drive(audio, options, decode=failing(0), commits=[RATE])
+    else:  # it is still at work when the utterance ends, and is not asked again
+        events = drive(audio, options, decode=failing(0), delays=(40,))
+    assert said(events).split() == ["w3", "w4"]
+    (failed,) = [event for event in events if isinstance(event, Failed)]
+    assert failed.utterance == 0
+    assert str(failed.error) == "broken"
+    ended = [event.utterance for event in events if isinstance(event, Failed | Final)]
+    assert ended == [0, 1]
 
 
 def test_silence_gives_no_event_at_all() -> None:
