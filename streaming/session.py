@@ -111,7 +111,8 @@ class Session:
     ) -> None:
         self.options = options
         self.interval = INTERVAL
-        """Samples of new speech between partial decodes; the shell stretches it under load."""
+        """Samples of new speech between partial decodes. Under load fewer are decoded: a newer one takes the place of
+        one that waits."""
         self.speculate = True
         """Finals are decoded ahead of the endpoint; the shell turns it off under overload."""
         self._capabilities = capabilities
@@ -218,7 +219,8 @@ class Session:
         self._publish()
 
     def jobs(self) -> list[Job]:
-        """New work since the last call. A job that is no longer `wanted` when it starts may be dropped."""
+        """New work since the last call. A job below final may be dropped while it waits, for a newer one of this
+        session; the result of a job that nothing waits for any more changes no word."""
         taken, self._jobs = self._jobs, []
         return taken
 

@@ -27,8 +27,19 @@ from streaming.events import (
 from streaming.scheduler import Job, Lane
 from streaming.segmenter import FRAME
 from streaming.session import Session
-from streaming.types import RATE, Options, Word
-from tests.drive import Decode, delays, drive, fickle, honest, sizes, speak, talk
+from streaming.types import RATE, Options, WindowMode, Word
+from tests.drive import (
+    WHISPER,
+    Decode,
+    delays,
+    drive,
+    fickle,
+    honest,
+    loudness,
+    sizes,
+    speak,
+    talk,
+)
 
 WORDS = Options(words=True, pre_roll_ms=0)
 
@@ -347,6 +358,31 @@ def test_a_final_that_fails_loses_its_utterance_and_no_other(wanted: str) -> Non
     assert str(failed.error) == "broken"
     ended = [event.utterance for event in events if isinstance(event, Failed | Final)]
     assert ended == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "temperature", "floor"),
+    [("auto", 0.0, 30 * RATE), ("short", 0.2, 5 * RATE), ("full", 0.2, 30 * RATE)],
+)
+def test_a_doubtful_final_is_decoded_once_more(
+    mode: WindowMode, temperature: float, floor: int
+) -> None:
+    """In a full window where it was a shorter one, else warmer."""
+    options = Options(window=mode, partials=False, pre_roll_ms=0)
+    session = Session(options, WHISPER, lambda window: 0)
+    session.receive_audio(speak([0.5, 1, 2, 1.0]))
+    frames = session.frames()
+    session.receive_probabilities(frames, loudness(frames))
+    asked = []
+    while jobs := [job for job in session.jobs() if job.lane is Lane.FINAL]:
+        (job,) = jobs
+        assert isinstance(job.window, Window)
+        asked.append((job.window.decoding.temperature, job.window.decoding.floor))
+        job.result = replace(honest(job.window), log_probability=-2.0)
+        session.receive_result(job)
+    assert asked[0][0] == 0.0
+    assert asked[1:] == [(temperature, floor)]
+    assert said(session.events()) == " w1 w2"
 
 
 def test_silence_gives_no_event_at_all() -> None:
