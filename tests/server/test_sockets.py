@@ -17,13 +17,15 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from server import sockets
+from server.app import create_app
 from streaming.errors import BackendError, ModelUnavailable, Overloaded
 from streaming.events import Failed, Final, Partial
 from streaming.types import Checkpoint, Options
+from tests.clock import Clock
 from tests.containers import contained
 from tests.fakes import pcm, tone
 from tests.faults.process import until
-from tests.serving import Chatter, Talker, running, with_engine
+from tests.serving import Chatter, Talker, context, running, with_engine
 
 SECOND = pcm(tone(1.0))
 
@@ -178,6 +180,54 @@ def test_a_session_in_which_nothing_comes_is_ended_with_its_finals() -> None:
         assert found[-2]["text"] == "16000 samples"
         assert "keepalive" in next(each["message"] for each in found if each["type"] == "error")
         assert socket.close_code == 1008
+
+
+@pytest.mark.parametrize(
+    "said", [None, '{"type": "keepalive"}', '{"type": "commit"}', "{", b"\0\0"], ids=repr
+)
+def test_whatever_comes_begins_the_idle_time_anew(said: str | bytes | None) -> None:
+    """Five times, a second before the minute is over, on a clock whose minutes take no time."""
+    kind = "bytes" if isinstance(said, bytes) else "text"
+    waiting = [{"type": "websocket.receive", kind: said}] * (0 if said is None else 5)
+    first = [
+        {"type": "websocket.connect"},
+        {"type": "websocket.receive", "text": '{"type": "start"}'},
+    ]
+    told: list[tuple[float, dict[str, Any]]] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def receive() -> dict[str, Any]:
+            if first:
+                return first.pop(0)
+            if not waiting:
+                await asyncio.Event().wait()
+            await asyncio.sleep(59.0)
+            return waiting.pop()
+
+        async def send(message: dict[str, Any]) -> None:
+            if "text" in message:
+                told.append((loop.time(), json.loads(message["text"])))
+
+        app = create_app(context(Talker(), resume_seconds=0.0))
+        scope = {
+            "type": "websocket",
+            "scheme": "ws",
+            "http_version": "1.1",
+            "path": "/v1/audio/transcriptions/stream",
+            "query_string": b"",
+            "headers": [(b"host", b"localhost")],
+            "client": ("127.0.0.1", 1),
+            "subprotocols": [],
+        }
+        await app(scope, receive, send)  # type: ignore[arg-type]
+
+    with asyncio.Runner(loop_factory=Clock) as runner:
+        runner.run(main())
+    ended = [when for when, each in told if each.get("code") == "idle_timeout"]
+    assert ended == [60.0 if said is None else pytest.approx(5 * 59.0 + 60.0)]
+    assert told[-1][1]["reason"] == "idle"
 
 
 def test_a_socket_on_which_nothing_ever_comes_is_closed() -> None:

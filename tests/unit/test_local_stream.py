@@ -22,22 +22,8 @@ from streaming.executor import Executor
 from streaming.local import LAG, LocalStream
 from streaming.scheduler import Job, Lane, _Cost
 from streaming.types import RATE, ModelInfo, Options, Samples
+from tests.clock import Clock
 from tests.drive import loudness, speak
-
-
-class _Clock(asyncio.SelectorEventLoop):
-    """A loop whose time passes only while everybody waits, and then at once."""
-
-    now = 0.0
-
-    def time(self) -> float:
-        return self.now
-
-    def _run_once(self) -> None:
-        ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
-        if not ready and scheduled:
-            self.now = max(self.now, scheduled[0]._when)
-        super()._run_once()  # type: ignore[misc]
 
 
 class _Hearing:
@@ -93,7 +79,7 @@ def test_a_sender_ahead_of_the_lag_is_slowed_to_the_speed_of_speech() -> None:
         await executor.close(force=False)
         return took
 
-    with asyncio.Runner(loop_factory=_Clock) as runner:
+    with asyncio.Runner(loop_factory=Clock) as runner:
         assert runner.run(scenario()) == pytest.approx([2.0, 2.0, 3.0])
 
 
