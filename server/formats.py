@@ -70,6 +70,13 @@ class Captions:
             self._held = Cue(start, end, _lines(group, self._width, self._lines))
         return done
 
+    def held(self) -> list[Cue]:
+        """The one kept back, as it is if nothing follows; it stays kept back."""
+        held = self._held
+        last = self._timed(None)
+        self._held = held
+        return last
+
     def flush(self) -> list[Cue]:
         """The last subtitle."""
         return self._timed(None)

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from open_speech_client import (
     End,
@@ -28,6 +28,9 @@ from open_speech_client.address import address, local
 from open_speech_client.events import encode
 from open_speech_client.microphone import Microphone, devices
 from server.display import Display, lost
+
+if TYPE_CHECKING:
+    from server.subtitles import Subtitles
 
 PIECE = 0.05
 """Seconds of a file's audio in one message."""
@@ -107,36 +110,36 @@ async def _run(
         "sample_rate": sample_rate,
     }
     url = given["url"] or _default_url()
-    output = _Output(given)
     loop = asyncio.get_running_loop()
-    async with async_connect(url, key=_key(given), ssl=_trust(url), **options) as live:
-        pieces = _threaded(source, stop)
+    with contextlib.closing(_Output(given)) as output:
+        async with async_connect(url, key=_key(given), ssl=_trust(url), **options) as live:
+            pieces = _threaded(source, stop)
 
-        async def feed() -> None:
-            until = loop.time()
-            try:
-                async with contextlib.aclosing(pieces):
-                    async for piece in pieces:
-                        if speed > 0:
-                            await asyncio.sleep(until - loop.time())
-                            until += len(piece) / (2 * sample_rate * speed)
-                        await live.send(piece)
-                await live.end()
-            except Exception:
-                await live.aclose()  # nobody shall wait for audio that never comes
-                raise
+            async def feed() -> None:
+                until = loop.time()
+                try:
+                    async with contextlib.aclosing(pieces):
+                        async for piece in pieces:
+                            if speed > 0:
+                                await asyncio.sleep(until - loop.time())
+                                until += len(piece) / (2 * sample_rate * speed)
+                            await live.send(piece)
+                    await live.end()
+                except Exception:
+                    await live.aclose()  # nobody shall wait for audio that never comes
+                    raise
 
-        feeding = asyncio.create_task(feed())
-        with _interruptible(stop):
-            try:
-                async for event in live:
-                    output.receive(event)
-                await feeding
-            finally:
-                output.close()
-                stop()
-                feeding.cancel()
-                await asyncio.gather(feeding, return_exceptions=True)
+            feeding = asyncio.create_task(feed())
+            with _interruptible(stop):
+                try:
+                    async for event in live:
+                        output.receive(event)
+                    await feeding
+                finally:
+                    output.close()
+                    stop()
+                    feeding.cancel()
+                    await asyncio.gather(feeding, return_exceptions=True)
     return output.status
 
 
@@ -205,19 +208,19 @@ class _Output:
 
     def __init__(self, given: dict[str, Any]) -> None:
         self._json = given["json"]
-        self._srt = Path(given["srt"]) if given["srt"] else None
+        self._subtitles: Subtitles | None = None
+        if given["srt"]:
+            from server.subtitles import Subtitles  # and numpy, which not every command needs
+
+            # A file that cannot be written is told before the speech.
+            self._subtitles = Subtitles(Path(given["srt"]))
         self._display: Display | None = None
         if sys.stdout.isatty() and not self._json:
             size = shutil.get_terminal_size()
             plain = "NO_COLOR" in os.environ
             self._display = Display(size.columns, size.lines, colour=not plain)
-        self._finals: list[Final] = []
         self._away = False
         self.status = 1
-        if self._srt is not None:
-            self._srt.write_text(
-                "", "utf-8"
-            )  # a file that cannot be written is told before the speech
 
     def receive(self, event: Event) -> None:
         """Show, write, remember."""
@@ -239,41 +242,16 @@ class _Output:
             print("open-speech: connected again", file=sys.stderr)
         if isinstance(event, End):
             self.status = 0
-        if isinstance(event, Final) and self._srt is not None:
-            self._finals.append(event)
-            self._write()
+        if isinstance(event, Final) and self._subtitles is not None:
+            self._subtitles.receive(event)
 
     def close(self) -> None:
-        """Leave the screen in order."""
+        """Leave the screen and the file in order. Idempotent."""
         if self._display is not None:
             sys.stdout.write(self._display.close())
             sys.stdout.flush()
-
-    def _write(self) -> None:
-        """The file holds all that is final, at any time."""
-        from server import formats
-        from streaming.types import RATE, Segment, Word
-
-        segments = [
-            Segment(
-                int(final.start * RATE),
-                int(final.end * RATE),
-                " " + final.text,
-                tuple(
-                    Word(
-                        " " + word.text,
-                        int(word.start * RATE),
-                        int(word.end * RATE),
-                        word.probability,
-                    )
-                    for word in final.words
-                ),
-            )
-            for final in self._finals
-            if final.text
-        ]
-        assert self._srt is not None
-        self._srt.write_text(formats.srt(formats.cues(segments)), "utf-8")
+        if self._subtitles is not None:
+            self._subtitles.close()
 
 
 def _key(given: dict[str, Any]) -> str | None:
