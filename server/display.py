@@ -50,6 +50,10 @@ class Display:
             case _:
                 return ""
 
+    def tell(self, line: str) -> str:
+        """A line that is no caption; the live part comes back with the next partial."""
+        return self._erase() + f"{self._dim(printable(line))}\n"
+
     def close(self) -> str:
         """Leave the screen as whole lines."""
         return self._erase()

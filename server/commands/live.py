@@ -11,7 +11,7 @@ import signal
 import ssl
 import sys
 import threading
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,9 @@ from open_speech_client import (
 )
 from open_speech_client.address import address, local
 from open_speech_client.events import encode
-from open_speech_client.microphone import Microphone, devices
+from open_speech_client.microphone import BLOCK, HELD, Microphone, devices
 from server.display import Display, lost
+from server.gaps import Gaps
 
 if TYPE_CHECKING:
     from server.subtitles import Subtitles
@@ -36,6 +37,8 @@ PIECE = 0.05
 """Seconds of a file's audio in one message."""
 AHEAD = 64
 """Pieces that wait between the thread that makes them and the connection: 3 s of a microphone."""
+LOOK = 1.0
+"""Seconds between two looks at whether the microphone had to drop something."""
 
 
 def listen(given: dict[str, Any]) -> int:
@@ -50,8 +53,16 @@ def listen(given: dict[str, Any]) -> int:
         on_terminal = sys.stderr.isatty()
         if on_terminal:
             print("listening; Ctrl-C ends", file=sys.stderr)
+        gaps = Gaps()
         return asyncio.run(
-            _run(given, microphone, microphone.close, sample_rate=microphone.sample_rate)
+            _run(
+                given,
+                _heard(microphone, gaps),
+                microphone.close,
+                sample_rate=microphone.sample_rate,
+                gaps=gaps,
+                dropped=lambda: microphone.dropped * BLOCK,
+            )
         )
 
 
@@ -62,6 +73,15 @@ def stream(given: dict[str, Any]) -> int:
         pass  # a missing file is told before anything else
     ended = threading.Event()
     return asyncio.run(_run(given, _pieces(path, ended), ended.set, speed=given["speed"]))
+
+
+def _heard(microphone: Microphone, gaps: Gaps) -> Iterator[bytes]:
+    """The pieces of a microphone. `gaps` learns where some are missing before the next one is sent."""
+    given = 0
+    for piece in microphone:
+        gaps.note(given / (2 * microphone.sample_rate), microphone.missing)
+        given += len(piece)
+        yield piece
 
 
 def _pieces(path: Path, ended: threading.Event) -> Iterator[bytes]:
@@ -97,8 +117,10 @@ async def _run(
     *,
     speed: float = 0.0,
     sample_rate: int = 16000,
+    gaps: Gaps | None = None,
+    dropped: Callable[[], float] | None = None,
 ) -> int:
-    """One stream from its first piece to its last final."""
+    """One stream from its first piece to its last final. `dropped` says how many seconds the source had to drop."""
     options = {
         "model": given["model_name"],
         "language": given["language"],
@@ -129,17 +151,25 @@ async def _run(
                     await live.aclose()  # nobody shall wait for audio that never comes
                     raise
 
-            feeding = asyncio.create_task(feed())
+            async def look() -> None:
+                while dropped is not None:
+                    output.miss(dropped())
+                    await asyncio.sleep(LOOK)
+
+            work = [asyncio.create_task(feed()), asyncio.create_task(look())]
             with _interruptible(stop):
                 try:
                     async for event in live:
-                        output.receive(event)
-                    await feeding
+                        output.receive(event if gaps is None else gaps.placed(event))
+                    await work[0]
                 finally:
+                    if dropped is not None:
+                        output.miss(dropped())
                     output.close()
                     stop()
-                    feeding.cancel()
-                    await asyncio.gather(feeding, return_exceptions=True)
+                    for task in work:
+                        task.cancel()
+                    await asyncio.gather(*work, return_exceptions=True)
     return output.status
 
 
@@ -220,6 +250,10 @@ class _Output:
             plain = "NO_COLOR" in os.environ
             self._display = Display(size.columns, size.lines, colour=not plain)
         self._away = False
+        self._dropped = self._told = (
+            0.0  # seconds that the microphone had to drop; those that were told
+        )
+        self._dropping = False
         self.status = 1
 
     def receive(self, event: Event) -> None:
@@ -245,13 +279,43 @@ class _Output:
         if isinstance(event, Final) and self._subtitles is not None:
             self._subtitles.receive(event)
 
+    def miss(self, seconds: float) -> None:
+        """The microphone had to drop so much in all; told when that begins, and when it is over."""
+        if seconds > self._dropped:
+            if not self._dropping:
+                self._tell(
+                    f"the server is {HELD:g} s behind; the oldest of what it has not heard is dropped"
+                )
+            self._dropping = True
+        elif self._dropping:
+            self._dropping = False
+            self._tell_missed(seconds)
+        self._dropped = seconds
+
     def close(self) -> None:
         """Leave the screen and the file in order. Idempotent."""
+        if self._dropping:
+            self._dropping = False
+            self._tell_missed(self._dropped)
         if self._display is not None:
             sys.stdout.write(self._display.close())
             sys.stdout.flush()
         if self._subtitles is not None:
             self._subtitles.close()
+
+    def _tell_missed(self, seconds: float) -> None:
+        self._tell(
+            f"{seconds - self._told:.1f} s of audio were dropped; times go on as if they had been heard"
+        )
+        self._told = seconds
+
+    def _tell(self, line: str) -> None:
+        """What is no caption."""
+        if self._display is not None:
+            sys.stdout.write(self._display.tell(line))
+            sys.stdout.flush()
+        else:
+            print(f"open-speech: {line}", file=sys.stderr)
 
 
 def _key(given: dict[str, Any]) -> str | None:

@@ -115,6 +115,18 @@ def test_whatever_is_said_finals_are_all_that_stays(
     assert terminal.rows == [*stays, ""]
 
 
+def test_a_line_that_is_no_caption_stays() -> None:
+    display, terminal = Display(60, 10), Terminal(60, 10)
+    for text in (
+        display.receive(partial("It was", " a")),
+        display.tell("3.8 s of audio\x1b[2J were dropped"),
+        display.receive(final("It was a dark night.")),
+        display.close(),
+    ):
+        terminal.write(text)
+    assert terminal.rows == ["3.8 s of audio [2J were dropped", "00:00  It was a dark night.", ""]
+
+
 def ready(*, resumed: bool) -> Ready:
     return Ready(0, "s_1", "toy", 16000, 0, 30.0, resumed)
 

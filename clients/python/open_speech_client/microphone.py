@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -42,7 +43,13 @@ class Microphone:
         """The device's own rate, so that nothing resamples here."""
         self.dropped = 0
         """Pieces that were dropped because nobody took them."""
-        self._pieces: queue.Queue[bytes | None] = queue.Queue(int(HELD / BLOCK))
+        self.missing = 0.0
+        """Seconds that were dropped before the piece that came last: what follows was heard so much later than who
+        counts pieces thinks."""
+        # (sample at which a piece begins, the piece); None is the end.
+        self._pieces: queue.Queue[tuple[int, bytes] | None] = queue.Queue(int(HELD / BLOCK))
+        self._heard = 0  # samples
+        self._given = 0  # samples, of those
         try:
             self._stream = library.RawInputStream(
                 samplerate=self.sample_rate,
@@ -69,7 +76,10 @@ class Microphone:
         self._stream.close()
 
     def __iter__(self) -> Iterator[bytes]:
-        while (piece := self._pieces.get()) is not None:
+        while (item := self._pieces.get()) is not None:
+            start, piece = item
+            self.missing = (start - self._given) / self.sample_rate
+            self._given += len(piece) // 2
             yield piece
 
     def close(self) -> None:
@@ -79,19 +89,19 @@ class Microphone:
 
     def _receive(self, data: Any, frames: int, time: Any, status: Any) -> None:
         """Called by PortAudio's thread."""
-        self._put(bytes(data))
+        piece = bytes(data)
+        self._put((self._heard, piece))
+        self._heard += len(piece) // 2
 
-    def _put(self, piece: bytes | None) -> None:
+    def _put(self, item: tuple[int, bytes] | None) -> None:
         while True:
             try:
-                self._pieces.put_nowait(piece)
+                self._pieces.put_nowait(item)
                 return
             except queue.Full:
-                self.dropped += 1
-                try:
+                with suppress(queue.Empty):  # somebody took one meanwhile
                     self._pieces.get_nowait()
-                except queue.Empty:
-                    continue
+                    self.dropped += 1
 
 
 def _library() -> Any:
