@@ -249,7 +249,8 @@ class Conversation:
             self._sent += len(samples)
             try:
                 await self._running.stream.send(samples)
-                await self._meter.hear(len(samples))
+                self._meter.hear(len(samples))
+                await self._meter.ask()
             except (Overloaded, RateLimited, Refused):
                 self._full = True
                 await self._finish()  # what was heard is said first

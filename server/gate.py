@@ -173,9 +173,13 @@ class Meter:
     async def __aexit__(self, *fault: object) -> None:
         await self.close()
 
-    async def hear(self, samples: int) -> None:
-        """More was heard. Raises RateLimited once nothing is left, KeyWrong when the key was taken away."""
+    def hear(self, samples: int) -> None:
+        """More was heard."""
         self._heard += samples
+
+    async def ask(self) -> None:
+        """Whether more may be heard, by what was heard until now. Raises RateLimited once nothing is left, KeyWrong
+        when the key was taken away."""
         if self._heard - self._counted >= RATE:
             self._gate.check(self.caller)
             await self._count(self._heard // TENTH)
@@ -183,7 +187,8 @@ class Meter:
     async def reach(self, end: int) -> None:
         """So much was heard in all."""
         if end > self._heard:
-            await self.hear(end - self._heard)
+            self.hear(end - self._heard)
+            await self.ask()
 
     async def close(self) -> None:
         """No more comes; the rest counts too."""

@@ -371,8 +371,11 @@ class Session:
             if found is None:
                 return
             if len(found):
+                # Asked first: what is refused must be in no final, since the client sends it again. Counted last: what
+                # the engine did not take was not heard.
+                await self.meter.ask()
                 await self._stream.send(found)
-                await self.meter.hear(len(found))
+                self.meter.hear(len(found))
 
     async def _finish(self) -> None:
         """No more audio."""

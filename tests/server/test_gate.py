@@ -13,7 +13,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from server import auth, keys
-from streaming.types import RATE, Summary
+from streaming.errors import Overloaded
+from streaming.types import RATE, Samples, Summary
 from tests.fakes import tone, wav
 from tests.serving import Talker, running, with_engine
 
@@ -242,6 +243,38 @@ def test_live_audio_is_limited_and_what_was_heard_is_said() -> None:
         refused = httpx2.post(url + OTHER, files=RECORDING)
         assert fault(refused, 429, "rate_limit_exceeded")["type"] == "audio_seconds"
         assert talk(url, NATIVE + "?model=toy")[1] in (1008, 1013)
+
+
+def test_what_is_refused_is_in_no_final() -> None:
+    """A client that goes on sends what follows `received`: were it in a final, too, it would be said twice."""
+    talker = Talker()
+    with running(with_engine(talker, client_audio_seconds_per_hour=3)) as url:
+        with open_stream(url) as socket:
+            for _ in range(9):
+                socket.send(bytes(20_000))
+            found = rest(socket)
+        assert [each["code"] for each in found if each["type"] == "error"] == [
+            "rate_limit_exceeded"
+        ]
+        (final,) = (each for each in found if each["type"] == "final")
+        assert final["text"] == f"{found[-1]['received'] // 2} samples"
+        assert 3 * 32_000 <= found[-1]["received"] < 9 * 20_000
+
+
+def test_what_the_engine_did_not_take_is_not_counted() -> None:
+    talker = Talker()
+
+    async def refuse(samples: Samples) -> None:
+        raise Overloaded("this machine cannot keep up", retry_after=1)
+
+    with running(with_engine(talker, client_audio_seconds_per_hour=3)) as url:
+        for _ in range(9):
+            with open_stream(url) as socket:
+                talker.streams[-1].send = refuse  # type: ignore[method-assign]
+                socket.send(bytes(32_000))
+                found = rest(socket)
+                assert [each["code"] for each in found if each["type"] == "error"] == ["overloaded"]
+                assert found[-1]["received"] == 0
 
 
 def test_recordings_count_what_they_hold() -> None:
