@@ -26,6 +26,7 @@ from server.protocols.native import Audio, Commit, End, ProtocolError
 from streaming.audio.live import Source
 from streaming.engine import Stream
 from streaming.errors import AudioError, InputError, ModelResting, OpenSpeechError, Overloaded
+from streaming.events import Marker
 from streaming.types import Samples
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class Session:
         # One command at a time, since who puts one waits until it is done.
         self._inbox: asyncio.Queue[tuple[native.Command | Part, Connection]] = asyncio.Queue(1)
         self._released = False
+        self._commits = 0  # that wait for their marker; bounded by native.COMMITS
         self._told = 0  # of `received`, by an ack
         self._told_at = 0.0
         self._ack_timer: asyncio.TimerHandle | None = None
@@ -289,6 +291,7 @@ class Session:
         """Events of the engine into the journal, and the end after the last."""
         try:
             async for event in self._stream:
+                self._commits -= isinstance(event, Marker)
                 parting = self.reason != "client"
                 self.journal.put(
                     self._writer.event(event, self.received, self._stream.lag, parting=parting)
@@ -334,6 +337,10 @@ class Session:
             case Audio(data):
                 await self._hear(data, connection)
             case Commit(marker):
+                if self._commits >= native.COMMITS:
+                    self.tell(explained(crowded(self._commits, marker))[0])
+                    return
+                self._commits += 1
                 await self._stream.commit(marker)
             case Part(reason, code, told):
                 self.reason, self.code = reason, code
@@ -500,6 +507,16 @@ def unknown() -> ProtocolError:
     return ProtocolError(
         "no session can be resumed by this name; begin a new one with offset",
         code="unknown_session",
+    )
+
+
+def crowded(waiting: int, marker: str | None) -> ProtocolError:
+    """The answer to a commit where `waiting` of them are as many as may."""
+    which = "this one" if marker is None else f"that of marker {marker[:60]!r}"
+    return ProtocolError(
+        f"{waiting} commits wait for their final, the most that may; {which} was not taken: wait for the next"
+        " marker, then commit again",
+        code="too_many_commits",
     )
 
 

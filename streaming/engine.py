@@ -37,7 +37,10 @@ class Stream(Protocol):
         ...
 
     async def commit(self, marker: str | None = None) -> None:
-        """End the open utterance here; a `Marker` follows the finals of all audio sent before."""
+        """End the open utterance here; a `Marker` follows the finals of all audio sent before.
+
+        Whoever calls bounds how many wait for theirs: a final may take minutes.
+        """
         ...
 
     async def end(self) -> None:

@@ -35,9 +35,8 @@ class Listener:
         self.heard = start
         """Samples before this one are judged; always on the frame grid but at the end."""
         self._asked = start  # frames up to here were handed out
-        self._cuts: deque[tuple[int, bool, str | None]] = (
-            deque()
-        )  # (at, is the end, marker), in order of time
+        # (at, is the end, marker), in order of time; bounded by who commits, see `Stream.commit`.
+        self._cuts: deque[tuple[int, bool, str | None]] = deque()
         self._origin = start
 
     def receive_audio(self, samples: Samples) -> None:

@@ -92,7 +92,8 @@ class _Utterance:
     words: tuple[Word, ...] = ()  # of the final, or of the guess at it
     settled: int = 0  # words, of those committed, whose ends were handed out
     outcome: Final | Failed | None = None
-    markers: list[Marker] = field(default_factory=list)  # follow this utterance's final
+    # They follow this utterance's final; bounded by who commits, see `Stream.commit`.
+    markers: list[Marker] = field(default_factory=list)
 
     def forget_jobs(self) -> None:
         """They are not wanted any more: a job would hold its audio in a circle with its utterance."""

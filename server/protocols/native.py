@@ -35,6 +35,9 @@ TEXT = 64 * 2**10
 """Characters that one JSON message may have."""
 MARKER = 256
 """Characters of a marker."""
+COMMITS = 256
+"""Commits that may wait for their marker: a decode may hang for minutes, and then all come at once. With a final for
+each they fit what may wait for a slow reader (`journal.MESSAGES`)."""
 
 CLOSES = {
     1000: "after `end`: all is said",
@@ -53,6 +56,7 @@ ERRORS = {
     "invalid_value": "a message or an option is not as expected; `param` names the option",
     "started": "`start` came in a running session; nothing was changed",
     "ended": "something came after `end`",
+    "too_many_commits": "as many commits as may wait for their final; this one is not taken, and the session goes on",
     "too_big": "a message is larger than allowed",
     "unknown_session": "there is nothing to resume: the session is over, not yours, or never was; begin a new one",
     "events_gone": "events after `last_event` are no longer kept; begin a new session",

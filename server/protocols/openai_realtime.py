@@ -46,6 +46,9 @@ APPEND = 15 * 2**20
 """Bytes of audio that one append may carry."""
 SHORTEST = RATE // 10
 """Samples that a commit must have: 100 ms."""
+TURNS = 1024
+"""Turns, ended by the client, that may wait for their text: a decode may hang for minutes, and then all are completed
+at once. Their messages fit what may wait for a slow reader (`conversations.UNREAD`)."""
 ITEMS = 256
 """Items that can still be retrieved; older ones are forgotten."""
 KNOWN = (
@@ -164,7 +167,8 @@ class Realtime:
         self._why: Fault | None = None  # it ends though nobody asked for it
         self._heard = 0  # samples at 16 kHz given to the engine since the session began
         self._claimed = 0  # before this sample everything is committed or cleared
-        self._turns: list[_Turn] = []  # not complete, in order of time
+        # Not complete, in order of time; bounded by TURNS, and those that the server ends by their audio.
+        self._turns: list[_Turn] = []
         self._by_utterance: dict[int, _Turn] = {}  # of the stream whose events come now
         self._previous: str | None = None
         self._items: OrderedDict[str, dict[str, Any]] = OrderedDict()
@@ -264,8 +268,10 @@ class Realtime:
                     body.get("session"), flat=True, kind="transcription_session.updated"
                 )
             case "input_audio_buffer.commit":
+                self._make_sure_of_room()
                 return self._commit(_event_id(body))
             case "input_audio_buffer.clear":
+                self._make_sure_of_room()
                 return self._clear()
             case "conversation.item.retrieve":
                 item = self._items.get(str(body.get("item_id")))
@@ -338,6 +344,16 @@ class Realtime:
         turn = self._open_turn() or self._begin_turn(self._claimed)
         turn.until = turn.end = self._claimed = self._heard
         return [*commands, *self._opening(), *self._committed(turn), Commit(turn.item)]
+
+    def _make_sure_of_room(self) -> None:
+        """Raises Fault where as many turns wait as may."""
+        waiting = sum(turn.until is not None for turn in self._turns)
+        if waiting >= TURNS:
+            raise Fault(
+                f"{waiting} turns wait for their transcription, the most that may;"
+                " wait until one is completed, then send this again",
+                code="too_many_turns",
+            )
 
     def _clear(self) -> list[Command]:
         commands = self._flush()

@@ -288,6 +288,34 @@ def test_a_decode_that_hangs() -> None:
 
 
 @pytest.mark.fault(
+    "P09b",
+    "commits without end while a decode hangs",
+    "an error for each beyond 256; then all markers, in order, and every word",
+)
+def test_commits_while_a_decode_hangs() -> None:
+    """400 commits with markers of 256 letters behind an utterance at which the recogniser waits for ever"""
+    limits = {"streaming.remote.PULSE": 0.2}
+    markers = [f"{number:0256}" for number in range(400)]
+    with (
+        serving("--decode-timeout", "1", faults=DEADLY | limits, DEADLY="1") as server,
+        survives(server),
+        _open(server) as socket,
+    ):
+        socket.send(pcm(speak([1, 2, 0.7, 58, 62])))
+        for marker in markers:
+            socket.send(json.dumps({"type": "commit", "marker": marker}))
+        socket.send(pcm(speak([3, 4, 0.7])))
+        socket.send('{"type": "end"}')
+        messages = rest(socket)
+    assert text(messages) == spelt([1, 2, 3, 4])
+    codes = [each["code"] for each in messages if each["type"] == "error"]
+    assert codes == ["too_many_commits"] * 144 + ["recognition_failed"]
+    answered = [each["marker"] for each in messages if each["type"] == "marker"]
+    assert answered == markers[:256]
+    assert messages[-1]["type"] == "end"
+
+
+@pytest.mark.fault(
     "P10", "a model whose process dies while it loads", "503 with the library's words; alive"
 )
 def test_a_stillborn_model(mortal: Process, tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_a_server_full_of_silent_sockets() -> None:
     said: list[int | float] = [1, 2, 3]
     faults = SHORT | {"server.connections.MUTE": 0.0}
     with (
-        serving("--max-connections", "47", faults=faults) as server,
+        serving("--max-connections", "47", "--resume-seconds", "1", faults=faults) as server,
         alive(server),
         ExitStack() as stack,
     ):

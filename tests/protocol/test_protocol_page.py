@@ -192,6 +192,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     rows, settings = table("limit"), Settings()
     assert rows["a binary message"] == [f"{native.MESSAGE // 2**20} MiB"]
     assert rows["a text message"] == [f"{native.TEXT} characters"]
+    assert rows["commits that wait for their marker"] == [str(native.COMMITS)]
     assert rows["silence of the client"][0].startswith(f"{settings.stream_idle_seconds:g} s")
     assert rows["a session"][0].startswith(f"{settings.max_stream_seconds:g} s")
     assert rows["streams at a time"][0].startswith(f"{settings.max_streams} ")

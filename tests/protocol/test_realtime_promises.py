@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.protocols.dialect import Close, Command, Commit, End, Hear, Open, Say
-from server.protocols.openai_realtime import Realtime
+from server.protocols.openai_realtime import TURNS, Realtime
 from server.protocols.openai_session import Configuration
 from streaming.backends.scripted import CAPABILITIES
+from streaming.events import Marker
 from streaming.scheduler import Scheduler
 from streaming.session import Session
 from streaming.types import Samples
@@ -267,3 +268,37 @@ def test_each_commit_has_the_words_since_the_one_before(
             expected.append(" ".join(word for at, word in starts if before <= at < cut))
         before = cut
     assert found == expected
+
+
+def test_turns_that_wait_are_bounded() -> None:
+    """As while a decode hangs: the client goes on committing and clearing, and nothing is completed."""
+    given = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}
+    configuration = Configuration().updated({"audio": {"input": given | {"transcription": {}}}})
+    dialect = Realtime(configuration, check=lambda options: None)
+    tenth = base64.b64encode(bytes(3200)).decode()
+
+    def send(**message: str) -> list[Command]:
+        return dialect.receive(dialect.read(json.dumps(message)), 0.0)
+
+    def turn(kind: str) -> list[Command]:
+        send(type="input_audio_buffer.append", audio=tenth)
+        return send(type=f"input_audio_buffer.{kind}")
+
+    waiting = []
+    for number in range(TURNS):
+        done = turn("clear" if number % 4 == 3 else "commit")
+        waiting += [each.marker for each in done if isinstance(each, Commit)]
+    assert len(waiting) == TURNS
+    for kind in ("commit", "clear"):
+        (said,) = turn(kind)
+        assert isinstance(said, Say)
+        error = json.loads(said.text)["error"]
+        assert error["code"] == "too_many_turns"
+        assert "1024 turns wait" in error["message"]
+    dialect.encode(Marker(waiting[0], 1600), 0)
+    assert [each for each in turn("commit") if isinstance(each, Commit)], (
+        "what was refused is in it"
+    )
+    assert [json.loads(each.text)["type"] for each in turn("commit") if isinstance(each, Say)] == [
+        "error"
+    ]

@@ -18,8 +18,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from server import sockets
 from server.app import create_app
+from server.protocols import native
 from streaming.errors import BackendError, ModelUnavailable, Overloaded
-from streaming.events import Failed, Final, Partial
+from streaming.events import Failed, Final, Marker, Partial
 from streaming.types import Checkpoint, Options
 from tests.clock import Clock
 from tests.containers import contained
@@ -582,6 +583,40 @@ def test_who_reads_nothing_of_very_much_is_told_and_closed() -> None:
         assert socket.close_code == 1008
         told = [each["utterance"] for each in found[:-1]]
         assert told == list(range(len(told))), "what was taken leaves in order"
+
+
+def test_commits_that_wait_are_bounded_and_their_markers_no_flood() -> None:
+    """As while a decode hangs: nothing is final, and the client goes on committing."""
+    with serving() as (talker, url), connect(url) as socket:
+        say(socket, "start")
+        found = heard(socket, "ready")
+        stream, waiting = talker.streams[0], []
+
+        async def commit(marker: str | None = None) -> None:
+            waiting.append(Marker(marker, 0))
+
+        stream.commit = commit  # type: ignore[method-assign]
+        more = native.COMMITS + 3
+        for number in range(more):
+            say(socket, "commit", marker=f"{number:0256}")
+        for _ in range(3):
+            found += heard(socket, "error")
+            assert found[-1]["code"] == "too_many_commits"
+            assert "256 commits wait for their final" in found[-1]["message"]
+        finals = [Final(at, " word", (), at, at + 1, "en") for at in range(native.COMMITS)]
+        both = [each for pair in zip(finals, waiting, strict=True) for each in pair]
+        stream.call(lambda: [stream._events.put_nowait(each) for each in both])
+        for _ in range(native.COMMITS):
+            found += heard(socket, "marker")
+        say(socket, "commit", marker="again")
+        say(socket, "commit")
+        say(socket, "end")
+        found += heard(socket)
+        assert socket.close_code == 1000
+        assert [each.id for each in waiting[-2:]] == ["again", None]
+        told = [each["marker"] for each in found if each["type"] == "marker"]
+        assert told == [f"{number:0256}" for number in range(native.COMMITS)]
+        assert [each["seq"] for each in found] == list(range(len(found)))
 
 
 SLIPS = st.sampled_from(
