@@ -152,14 +152,14 @@ async def _through_a_rest(until: float) -> list[str]:
 
 
 def test_finals_wait_out_the_rest_of_a_model() -> None:
-    with asyncio.Runner(loop_factory=_Clock) as runner:
+    with asyncio.Runner(loop_factory=Clock) as runner:
         assert runner.run(_through_a_rest(20.0)) == [" w1 w2", " w3"]
         assert runner.get_loop().time() >= 30.0
 
 
 def test_a_model_that_rests_again_ends_the_stream_with_when_to_come_again() -> None:
     with (
-        asyncio.Runner(loop_factory=_Clock) as runner,
+        asyncio.Runner(loop_factory=Clock) as runner,
         pytest.raises(ModelResting) as ended,
     ):
         runner.run(_through_a_rest(1e9))
