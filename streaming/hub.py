@@ -387,7 +387,7 @@ def clean(cache: Path) -> int:
         for folder in cache.glob(".models--*.deleted"):
             shutil.rmtree(folder, ignore_errors=True)
             gone += 1
-        left = ("blobs/*.open-speech.part", "refs/.*", "snapshots/*/.*")
+        left = ("blobs/*.open-speech.part", ".*", "refs/.*", "snapshots/*/.*")
         for path in [path for each in left for path in cache.glob(f"models--*/{each}")]:
             with suppress(OSError):
                 age = now - path.lstat().st_mtime

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -132,7 +133,8 @@ def verify(model: str, snapshot: Path) -> None:
 
 
 def _write(path: Path, found: object) -> None:
-    fresh = path.with_suffix(".fresh")
+    # A name of its own: another process may have downloaded the same at the same time.
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     fresh.write_text(json.dumps(found, indent=1), "utf-8")
     fresh.replace(path)
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,24 @@ def test_where_downloads_may_come_from(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", home)
     assert hub._ours(url, ("mirror.example", "10.0.0.7:9000")) is ours
+
+
+def test_two_that_downloaded_the_same_write_it_down_both(tmp_path: Path) -> None:
+    (tmp_path / "snapshots" / "c").mkdir(parents=True)
+    (tmp_path / "snapshots" / "c" / "model.bin").write_text("weights")
+    faults: list[OSError] = []
+
+    def record() -> None:
+        try:
+            for _ in range(300):
+                trust.record(tmp_path, "c", {"model.bin": None})
+        except OSError as error:
+            faults.append(error)
+
+    both = [threading.Thread(target=record) for _ in "ab"]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join()
+    assert faults == []
+    assert sorted(each.name for each in tmp_path.iterdir()) == [trust.RECORD, "snapshots"]
