@@ -230,7 +230,8 @@ def test_a_recording_that_would_wait_too_long() -> None:
             return True
 
         until(refused, 2 * PATIENCE)
-        assert 1 <= hints[0] <= math.ceil(1.25 * 100 * 0.25)
+        # By the speed of late; on a busy machine a window takes half as long again.
+        assert 1 <= hints[0] <= math.ceil(1.5 * 1.25 * 100 * 0.25)
         assert post(server, wav(speak(SENTENCE))).json()["text"] == spelt(SENTENCE)
         assert held.result(120).json()["text"] == spelt(SENTENCE * 100)
 
