@@ -97,6 +97,7 @@ LINE = 2**16
 """Bytes of what it prints that are taken for a line at most."""
 GOODBYE = 5.0
 """Seconds in which a process may free what it holds; then it is killed."""
+HELD = "does not end, though it was killed: a driver or a disk holds it"
 
 
 class _Endless(Broken):
@@ -126,7 +127,9 @@ class _Life:
     @property
     def last_words(self) -> str:
         """Why it died, as far as it can be known."""
-        status = self.process.wait()
+        status = self._status()
+        if status is None:
+            return HELD
         self.listener.join(1)
         try:
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else ""
@@ -141,15 +144,17 @@ class _Life:
         self.control.close()
         for each in self.idle:
             each.close()
-        try:
-            self.process.wait(GOODBYE)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        if self._status() is None:
+            log.error("process %d %s, and with it its memory", self.process.pid, HELD)
 
-    def kill(self) -> None:
-        """At once."""
-        self.process.kill()
-        self.process.wait()
+    def _status(self) -> int | None:
+        """How it ended; killed if it takes its time. None where even that does not end it: nobody waits for a driver
+        that holds it."""
+        for _ in range(2):
+            with suppress(subprocess.TimeoutExpired):
+                return self.process.wait(GOODBYE)
+            self.process.kill()
+        return None
 
 
 def load(

@@ -295,6 +295,27 @@ def test_a_stopped_process_is_found_out_and_replaced(
     assert backend.restarts == 1
 
 
+def test_a_process_that_not_even_sigkill_ends_is_left_behind(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one is that waits for a driver."""
+    for name, seconds in (("PULSE", 0.05), ("SILENCE", 0.2), ("GOODBYE", 0.05)):
+        monkeypatch.setattr(remote, name, seconds)
+    backend = start()
+    assert backend._life is not None
+    held = backend._life.process
+    monkeypatch.setattr(held, "kill", lambda: None)
+    _freeze(backend)
+    try:
+        assert _says(backend, 7) == _spoken(7)
+        assert backend.pid != held.pid
+        assert held.poll() is None
+    finally:
+        os.kill(held.pid, signal.SIGKILL)
+        held.wait()
+    assert remote.HELD in caplog.text
+
+
 @pytest.mark.parametrize("size", [1, 64])
 def test_a_process_that_is_frozen_while_idle_is_found_out_by_the_first_long_window(
     start: Start, monkeypatch: pytest.MonkeyPatch, size: int
