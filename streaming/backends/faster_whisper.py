@@ -38,6 +38,8 @@ LONGEST_PROMPT = 223
 MAX_LENGTH = 448
 TOKENS_PER_SECOND = 25
 """More than any language needs; bounds the time that a looping decode takes."""
+AVX512 = {"avx512f", "avx512cd", "avx512vl", "avx512bw", "avx512dq", "avx512_vbmi2"}
+"""What CTranslate2 needs of a CPU, and what tells those apart that slow down for it."""
 SHORTEST = RATE // 10
 """A window below 0.1 s holds no word."""
 BEST_OF = 5
@@ -400,6 +402,8 @@ class _Loader:
         """See `Loader.load`."""
         # Workers share the cores: a thread that spins while it waits takes them from the others.
         os.environ.setdefault("KMP_BLOCKTIME", "0")
+        if _wide():
+            os.environ.setdefault("CT2_FORCE_CPU_ISA", "AVX512")
         if device.kind == "cuda":
             from streaming.backends import cuda_libraries
 
@@ -435,6 +439,16 @@ class _Loader:
 
 
 LOADER = _Loader()
+
+
+def _wide() -> bool:
+    """The CPU has an AVX-512 that does not slow its clock (Intel's since Ice Lake, AMD's since Zen 4). CTranslate2 uses
+    it only if told, and decodes a sixth more windows with it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.split()) >= AVX512
+    return False
 
 
 def _trim() -> None:
