@@ -306,6 +306,10 @@ class _Recorded:
     def lag(self) -> float:
         return self._stream.lag
 
+    @property
+    def ready(self) -> bool:
+        return self._stream.ready
+
     async def send(self, samples: Samples) -> None:
         await self._stream.send(samples)
         # Afterwards: what the engine refuses was never heard, and a replay would hear it.

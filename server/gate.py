@@ -177,10 +177,15 @@ class Meter:
         """More was heard."""
         self._heard += samples
 
+    @property
+    def ready(self) -> bool:
+        """`ask` has nothing to find out."""
+        return self._heard - self._counted < RATE
+
     async def ask(self) -> None:
         """Whether more may be heard, by what was heard until now. Raises RateLimited once nothing is left, KeyWrong
         when the key was taken away."""
-        if self._heard - self._counted >= RATE:
+        if not self.ready:
             self._gate.check(self.caller)
             await self._count(self._heard // TENTH)
 

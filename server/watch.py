@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 PAUSE = 0.05
 """Seconds between two looks."""
 STILL = 1.0
-"""Seconds without a look after which all stacks are written, while the loop stands still."""
+"""Seconds without a look after which all stacks are written, while the loop stands still; from half as long on."""
 AGAIN = 600.0
 """Seconds after which that may happen again."""
 LAGS = 1.0
@@ -27,19 +27,21 @@ LAGS = 1.0
 async def watch(here: Context, out: IO[str] | None = None) -> None:
     """Until cancelled. Stacks go to `out`, which must be a real file; default: stderr."""
     out = out or sys.stderr
-    lags_at = quiet_until = 0.0
+    lags_at = armed_at = quiet_until = 0.0
     try:
         while True:
             began = time.monotonic()
-            if began >= quiet_until:
+            if began >= quiet_until and began - armed_at >= STILL / 2:
+                armed_at = began
                 # Python's own watchdog is a thread that needs no interpreter lock: it speaks even if nothing else can.
+                # It is a new one each time, hence not at every look.
                 with suppress(OSError, ValueError, AttributeError):  # a stderr that is no file
                     faulthandler.dump_traceback_later(STILL, file=out)
             await asyncio.sleep(PAUSE)
             now = time.monotonic()
             late = max(0.0, now - began - PAUSE)
             here.metrics.lateness.observe(late)
-            if late >= STILL:
+            if late >= STILL / 2 and now - armed_at >= STILL:
                 log.warning(
                     "the event loop stood still for %.1f s; the stacks above say where", late
                 )

@@ -32,6 +32,11 @@ class Stream(Protocol):
         """Samples taken so far."""
         ...
 
+    @property
+    def ready(self) -> bool:
+        """`send` would not wait now."""
+        ...
+
     async def send(self, samples: Samples) -> None:
         """Append audio. Waits while more than the allowed lag is unprocessed: that is the back-pressure."""
         ...

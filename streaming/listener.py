@@ -78,13 +78,15 @@ class Listener:
         self, frames: Samples, probabilities: NDArray[np.float32]
     ) -> list[Boundary | Cut]:
         """The probabilities of frames handed out before, in order; answers with what they decide."""
-        levels = np.sqrt(np.mean(np.square(frames.reshape(-1, FRAME)), axis=1))
         decided: list[Boundary | Cut] = []
-        for probability, level in zip(probabilities.tolist(), levels.tolist(), strict=True):
+        for frame, probability in zip(
+            frames.reshape(-1, FRAME), probabilities.tolist(), strict=True
+        ):
             end = self.heard + FRAME
             # A commit inside this frame takes effect before it: it is judged whole, as if it came after the cut.
             while self._cuts and not self._cuts[0][1] and self._cuts[0][0] < end:
                 decided += self._cut()
+            level = float(np.sqrt(np.mean(np.square(frame)))) if self.segmenter.weighs(end) else 0.0
             found = self.segmenter.receive_frame(end, probability, level)
             if (
                 end > self.timeline.end

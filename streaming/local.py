@@ -396,6 +396,11 @@ class LocalStream:
         """See `Stream.lag`."""
         return self._session.lag / RATE
 
+    @property
+    def ready(self) -> bool:
+        """See `Stream.ready`."""
+        return self._room.is_set()
+
     async def send(self, samples: Samples) -> None:
         """Append audio; while the stream is more than 30 s behind, each call waits as long as its audio lasts, a second
         at most: the sender is slowed to the speed of speech, whatever the length of its messages.

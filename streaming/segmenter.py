@@ -120,12 +120,17 @@ class Segmenter:
         """First sample that a boundary to come may still refer to, given that frames up to here were fed."""
         return self._start if self.speaking else self._free
 
+    def weighs(self, end: int) -> bool:
+        """The level of the frame that ends before sample `end` can matter: a split may fall there."""
+        return self.speaking and end - self._start > SPLIT_FROM
+
     def receive_frame(self, end: int, probability: float, level: float) -> list[Boundary]:
-        """The frame that ends before sample `end` holds speech with `probability`; `level` is its RMS."""
+        """The frame that ends before sample `end` holds speech with `probability`; `level` is its RMS, anything where
+        nobody `weighs` it."""
         begin, self._last = end - FRAME, end
         if self._state is _State.IDLE:
             return self._listen(begin, end, probability)
-        if end - self._start > SPLIT_FROM:
+        if self.weighs(end):
             self._dips.append((end, probability, level))
         boundaries: list[Boundary] = []
         if probability >= self._enter:

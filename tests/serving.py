@@ -152,6 +152,10 @@ class Chatter:
         """All that was received."""
         return np.concatenate([np.zeros(0, np.float32), *self.pieces])
 
+    @property
+    def ready(self) -> bool:
+        return self.room.is_set()
+
     async def send(self, samples: Samples) -> None:
         await self.room.wait()
         self.received += len(samples)
