@@ -4,13 +4,14 @@ import array
 import asyncio
 import contextlib
 import io
+import json
 import re
 import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from open_speech_client import (
+    Ack,
     ConnectionLost,
     EagerFinal,
     End,
@@ -473,3 +475,35 @@ def test_the_longer_example_of_the_readme(url: str, capsys: pytest.CaptureFixtur
     exec(examples()[1].replace("http://localhost:8100", url), scope)
     asyncio.run(scope["main"](pcm(lines()[0].samples)))
     assert "question" in capsys.readouterr().out
+
+
+def test_who_listens_late_finds_the_newest_of_what_is_replaced_and_every_final() -> None:
+    async def scenario() -> list[Event]:
+        stream = async_connect("http://localhost:1")
+        conversation, seq = stream._conversation, count()
+        conversation.receive_open()
+
+        async def say(kind: str, **fields: Any) -> None:
+            conversation.receive_message(json.dumps({"type": kind, "seq": next(seq), **fields}))
+            await stream._tell()
+
+        ready = {"session": "s", "model": "m", "sample_rate": 16000, "resumable_seconds": 30}
+        await say("ready", received=0, **ready)
+        for number in range(2):
+            for revision in range(1, 50):
+                said = {
+                    "utterance": number,
+                    "revision": revision,
+                    "committed": "",
+                    "tentative": "x",
+                }
+                await say("partial", received=0, lag=0.1, **said)
+                await say("ack", received=0, lag=revision / 100)
+            said = {"utterance": number, "text": "x", "start": 0, "end": 1, "language": "en"}
+            await say("final", received=0, **said)
+        return [*stream._events]
+
+    found = asyncio.run(scenario())
+    assert [type(each) for each in found] == [Ready, *2 * [Partial, Ack, Final]]
+    assert [each.revision for each in found if isinstance(each, Partial)] == [49, 49]
+    assert [each.lag for each in found if isinstance(each, Ack)] == [0.49, 0.49]

@@ -195,17 +195,27 @@ class AsyncStream:
     async def _tell(self) -> None:
         """Hand new events over and wake who waits."""
         for event in self._conversation.events():
-            last = self._events[-1] if self._events else None
-            stale = (
-                isinstance(event, Partial)
-                and isinstance(last, Partial)
-                and event.utterance == last.utterance
-            ) or (isinstance(event, Ack) and isinstance(last, Ack))
-            if stale:
-                self._events.pop()
+            self._withdraw(event)
             self._events.append(event)
         async with self._changed:
             self._changed.notify_all()
+
+    def _withdraw(self, event: Event) -> None:
+        """Take out what waits and what `event` makes pointless. Of what came since the last message of another kind
+        there is one partial of an utterance and one ack at most, so this looks at few."""
+        for at in range(len(self._events) - 1, -1, -1):
+            match event, self._events[at]:
+                case (Ack(), Ack()):
+                    stale = True
+                case (Partial(utterance=new), Partial(utterance=old)):
+                    stale = new == old
+                case (Ack() | Partial(), Ack() | Partial()):
+                    stale = False
+                case _:
+                    return
+            if stale:
+                del self._events[at]
+                return
 
     async def _own(self) -> None:
         """Connections one after another, until the stream is done or has failed."""
