@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from streaming.backlog import Common
 from streaming.errors import OpenSpeechError
 
 MESSAGES = 1024
@@ -20,6 +21,9 @@ KEPT_MESSAGES = 8192
 """That have left and are kept to be repeated; beyond, the oldest go."""
 KEPT_BYTES = 4 * 2**20
 """Of text that are kept to be repeated: with the times of all words in every partial, minutes."""
+
+ALL_BYTES = 256 * 2**20
+"""Of text that all journals of a server hold; beyond, those that hold most repeat less, and then take no more."""
 
 
 class Unread(OpenSpeechError):
@@ -32,9 +36,17 @@ class Journal:
     What has left is kept `keep` seconds and can be taken again with its number: see `rewind`.
     """
 
-    def __init__(self, keep: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        keep: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        common: Common | None = None,
+    ) -> None:
+        """`common`: of all journals, in characters."""
         self._keep = keep
         self._clock = clock
+        self._common = common or Common(ALL_BYTES)
+        self._over = False
         # (type, utterance, the rest of the text); bounded by MESSAGES and BYTES: beyond, put refuses.
         self._waiting: deque[tuple[str, int | None, str]] = deque()
         # (when, text), the newest has the number _seq - 1; bounded by time, KEPT_MESSAGES and KEPT_BYTES.
@@ -78,6 +90,13 @@ class Journal:
             self.shed += self._withdraw("partial", utterance)
         elif kind == "ack":
             self._withdraw("ack", None)
+        if self._common.excess(self):
+            self._trim()  # what is kept goes before what waits
+        if self._common.excess(self):
+            raise Unread(
+                f"{len(self._waiting)} messages wait unread, and those of all streams fill the memory that they may;"
+                " read while sending"
+            )
         if len(self._waiting) >= MESSAGES or self._waiting_size + len(body) > BYTES:
             raise Unread(
                 f"{len(self._waiting)} messages wait unread, and no more than {MESSAGES} or {BYTES >> 20} MiB may;"
@@ -111,7 +130,8 @@ class Journal:
         if self._keep > 0:
             self._left.append((self._clock(), text))
             self._left_size += len(text)
-            self._trim()
+        self._count()
+        self._trim()
         return text
 
     def rewind(self, last: int) -> None:
@@ -122,12 +142,22 @@ class Journal:
             self._forget()
         self._next = last + 1
 
+    def forget(self) -> None:
+        """Its session is over: it counts no more."""
+        self._over = True
+        self._common.forget(self)
+
+    def _count(self) -> None:
+        if not self._over:
+            self._common.put(self, self.size)
+
     def _trim(self) -> None:
         too_old = self._clock() - self._keep
         while len(self._left) > 1 and (
             self._left[0][0] < too_old
             or len(self._left) > KEPT_MESSAGES
             or self._left_size > KEPT_BYTES
+            or self._common.excess(self)
         ):
             if self.first >= self._next:
                 return  # it is about to be repeated
@@ -135,10 +165,12 @@ class Journal:
 
     def _forget(self) -> None:
         self._left_size -= len(self._left.popleft()[1])
+        self._count()
 
     def _append(self, kind: str, utterance: int | None, body: str) -> None:
         self._waiting.append((kind, utterance, body))
         self._waiting_size += len(body)
+        self._count()
         self._news.set()
 
     def _withdraw(self, kind: str, utterance: int | None) -> int:
@@ -148,6 +180,7 @@ class Journal:
         if gone:
             self._waiting = deque(kept)
             self._waiting_size = sum(len(body) for _, _, body in kept)
+            self._count()
         return gone
 
 

@@ -19,11 +19,12 @@ from server import logs
 from server.context import Context
 from server.errors import RateLimited, Refused, classify, closing
 from server.gate import Meter
-from server.journal import Journal, Unread
+from server.journal import ALL_BYTES, Journal, Unread
 from server.limits import Caller
 from server.protocols import native
 from server.protocols.native import Audio, Commit, End, ProtocolError
 from streaming.audio.live import Source
+from streaming.backlog import Common
 from streaming.engine import Stream
 from streaming.errors import AudioError, InputError, ModelResting, OpenSpeechError, Overloaded
 from streaming.events import Marker
@@ -91,7 +92,9 @@ class Session:
         self.owner = owner
         self.reader = reader
         self._patience = here.settings.resume_seconds
-        self.journal = Journal(self._patience + NOTICED if self._patience > 0 else 0.0)
+        self.journal = Journal(
+            self._patience + NOTICED if self._patience > 0 else 0.0, common=register.journals
+        )
         self.until = time.monotonic() + here.settings.max_stream_seconds
         self.stop_at: float | None = None
         """Until when audio is still taken, once the server stops."""
@@ -232,6 +235,7 @@ class Session:
                 timer.cancel()
         if self._task is not None:
             self._task.cancel()
+        self.journal.forget()
         self._ending.code(self.code if self.journal.closed else 1006)
         self._here.metrics.of(self.model).unread.inc(self.journal.shed)
         self._counted.close()
@@ -454,6 +458,8 @@ class Sessions:
         ] = {}  # bounded by the streams that the engine takes, and APART
         self._apart: OrderedDict[str, Session] = OrderedDict()  # without a connection, oldest first
         self._closing: set[Session] = set()
+        self.journals = Common(ALL_BYTES)
+        """What the journals of all sessions hold."""
 
     def __len__(self) -> int:
         return len(self._known)

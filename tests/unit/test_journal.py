@@ -6,6 +6,7 @@ import json
 import pytest
 
 from server.journal import BYTES, KEPT_BYTES, KEPT_MESSAGES, MESSAGES, Journal, Unread
+from streaming.backlog import Common
 
 
 def partial(utterance: int, revision: int) -> dict[str, object]:
@@ -59,6 +60,31 @@ def test_what_waits_is_bounded_in_bytes() -> None:
     with pytest.raises(Unread):
         journal.put(final(1, "x" * 100))
     journal.put(partial(1, 1))
+
+
+def fill(journal: Journal) -> None:
+    for number in range(100):
+        journal.put(final(number, "x" * 100))
+
+
+def test_beyond_the_bound_for_all_who_holds_most_repeats_less_and_then_takes_no_more() -> None:
+    common = Common(2000)
+    small, large = (Journal(keep=10.0, common=common) for _ in range(2))
+    small.put(final(0, "x" * 100))
+    taken(small, 1)
+    for number in range(30):
+        large.put(final(number, "x" * 100))
+        taken(large, 1)
+    assert small.first == 0
+    assert 0 < large.first < large.last
+    assert small.size + large.size < 2000
+    with pytest.raises(Unread, match="all streams"):
+        fill(large)
+    assert large.first == large.last  # what was kept went first
+    small.put(final(1))
+    large.forget()
+    assert not common.full
+    assert [each["text"] for each in left(small)] == [""]
 
 
 def test_one_ack_waits_at_most_and_it_is_the_newest() -> None:
