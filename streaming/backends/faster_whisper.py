@@ -441,11 +441,11 @@ class _Loader:
 LOADER = _Loader()
 
 
-def _wide() -> bool:
+def _wide(processor: Path = Path("/proc/cpuinfo")) -> bool:
     """The CPU has an AVX-512 that does not slow its clock (Intel's since Ice Lake, AMD's since Zen 4). CTranslate2 uses
     it only if told, and decodes a sixth more windows with it."""
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in processor.read_text().splitlines():
             if line.startswith("flags"):
                 return set(line.split()) >= AVX512
     return False

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from streaming import evidence
+from streaming.backends import faster_whisper
 from streaming.backends.base import Decoding, Window
 from streaming.backends.faster_whisper import LOADER, FasterWhisper
 from streaming.backends.whisper_weights import Layout
@@ -206,6 +207,23 @@ def test_higher_temperatures_sample(large: FasterWhisper) -> None:
     found = large.decode([Window(lines()[0].samples, Decoding(language="en", temperature=1.0))])[0]
     assert found.temperature == 1.0
     assert found.log_probability is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "wide"),
+    [
+        ("fpu avx2 avx512f avx512dq avx512cd avx512bw avx512vl avx512_vbmi2 avx512_vnni", True),
+        ("fpu avx2 avx512f avx512dq avx512cd avx512bw avx512vl avx512_vnni", False),
+        ("fpu avx2", False),
+    ],
+)
+def test_wide_registers_are_used_where_they_do_not_slow_the_clock(
+    tmp_path: Path, flags: str, wide: bool
+) -> None:
+    found = tmp_path / "cpuinfo"
+    found.write_text(f"processor\t: 0\nmodel name\t: x\nflags\t\t: {flags}\n")
+    assert faster_whisper._wide(found) is wide
+    assert not faster_whisper._wide(tmp_path / "another system")
 
 
 def test_after_closing_there_is_a_sentence() -> None:

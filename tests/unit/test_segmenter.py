@@ -95,6 +95,16 @@ def test_a_long_speech_is_split_at_its_deepest_silence_without_a_gap() -> None:
     assert 620 * FRAME <= found[0][1] <= 625 * FRAME
 
 
+def test_where_the_detector_hears_no_silence_the_level_tells_where_to_split() -> None:
+    audio = np.tile(np.array([0.3, -0.3], np.float32), 900 * FRAME // 2)
+    audio[700 * FRAME : 705 * FRAME] /= 10
+    audio[300 * FRAME : 305 * FRAME] = 0  # too early to count
+    listener = Listener(Options())
+    listener.receive_audio(audio)
+    first = stops(judge(listener, np.full(900, 0.9, np.float32)))[0]
+    assert first == (0, 702 * FRAME + FRAME // 2)
+
+
 def test_client_endpointing_keeps_silence_inside_until_the_commit() -> None:
     segmenter, found = Segmenter(Options(endpointing="client")), []
     for number in range(1, 400):
@@ -122,13 +132,19 @@ speech = st.lists(
 cuts = st.lists(st.integers(1, 200 * FRAME), max_size=4, unique=True)
 
 
+LOUDNESS = np.random.default_rng(0).uniform(-1, 1, 61 * FRAME).astype(np.float32) * np.repeat(
+    np.random.default_rng(1).uniform(0, 1, 61).astype(np.float32), FRAME
+)
+"""Audio of another level in each frame."""
+
+
 def listen(
     probabilities: list[float], commits: list[int], sizes: list[int], tail: int
 ) -> list[Boundary | Cut]:
     """Boundaries of audio that arrives in messages of `sizes`, with commits after given samples."""
     total = len(probabilities) * FRAME + tail
     by_frame = np.array([*probabilities, 0.0], np.float32)
-    audio = np.zeros(total, dtype=np.float32)
+    audio = np.resize(LOUDNESS, total)
     listener, found, at, turn = Listener(Options()), [], 0, 0
     pending = sorted({min(commit, total) for commit in commits})
     while at < total:
