@@ -3,6 +3,7 @@
     python tests/perf/streaming.py [--shape native] [--streams 1 2 4 8 16 32 64] [--seconds 60] [--window auto]
     python tests/perf/streaming.py --streams 32 --seconds 150 --gap     live against REST on 5,000 words
     python tests/perf/streaming.py --streams 8 --bulk                   finals without and with recordings beside them
+    python tests/perf/streaming.py --streams 1 --rounds 10              one stream over a hundred sentences of all languages
     python tests/perf/streaming.py --hour                               one hour through a socket at 10 times real time
 
 Starts a server, then paced clients in processes of their own. Each stream hears sentences of one language of the
@@ -316,8 +317,10 @@ class Figures:
                 self.first.append(
                     next((t for t, words, _ in shown if words), when) - heard.began - mine[0][1][1]
                 )
-            if mine and mine[-1][0] == len(text) - 1:
-                self.final.append(when - heard.began - mine[-1][1][2])
+            # Where the last word was misheard, the one before it tells nothing.
+            last = max((word for word in truth if word[1] < final["end"]), key=lambda word: word[2])
+            if mine and mine[-1] == (len(text) - 1, last):
+                self.final.append(when - heard.began - last[2])
         if endpointing is not None:
             known = decided(heard.script, endpointing)
             ends = [round(final["end"] * RATE) for _, final in finals]
@@ -493,9 +496,8 @@ def measure(
     given: argparse.Namespace, server: subprocess.Popen, streams: int, *, bulk: bool = False
 ) -> Figures:
     """One row of the table."""
-    scripts = [compose(given.seed + at, given.seconds) for at in range(streams)]
+    scripts = [compose(given.seed + at, given.seconds) for at in range(given.rounds * streams)]
     processes = min(streams, 2)
-    shares = [scripts[at::processes] for at in range(processes)]
     options = {"endpointing_ms": str(given.endpointing), "partials": "true"}
     if given.detect:
         options["language"] = "auto"
@@ -506,20 +508,22 @@ def measure(
         beside or nullcontext(),
         multiprocessing.get_context("spawn").Pool(processes) as pool,
     ):
-        start = time.monotonic() + 3.0
         url = f"ws://127.0.0.1:{given.port}"
         before, began = cpu_seconds(server.pid), time.monotonic()
-        shed = partials_shed(given.port)
-        told = pool.starmap(
-            client,
-            [
-                (url, share, options, start, given.commit_after if given.commit else None)
-                for share in shares
-            ],
-        )
+        shed, told = partials_shed(given.port), []
+        for first in range(0, len(scripts), streams):
+            side_by_side = scripts[first : first + streams]
+            start = time.monotonic() + 3.0
+            told += pool.starmap(
+                client,
+                [
+                    (url, share, options, start, given.commit_after if given.commit else None)
+                    for share in (side_by_side[at::processes] for at in range(processes))
+                ],
+            )
         lasted = time.monotonic() - began
         shed = [now - then for now, then in zip(partials_shed(given.port), shed, strict=True)]
-        used = (cpu_seconds(server.pid) - before) / (lasted - 3.0)
+        used = (cpu_seconds(server.pid) - before) / (lasted - 3.0 * given.rounds)
     figures = Figures()
     for share in told:
         for heard in share:
@@ -611,6 +615,9 @@ def main() -> None:
     parser.add_argument("--shape", default="native")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="for each row so many, each of other voices"
+    )
     parser.add_argument("--window", default="auto", choices=["auto", "short", "full"])
     parser.add_argument("--endpointing", type=int, default=200, help="milliseconds")
     parser.add_argument(
