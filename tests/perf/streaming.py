@@ -36,6 +36,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -381,6 +382,9 @@ def _at(q: float, ordered: list[float]) -> float:
 
 
 def serve(shape: str, port: int, window: str, more: list[str]) -> subprocess.Popen:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise SystemExit(f"another server listens on port {port}: end it, or give --port")
     path = toy.build(shape)
     server = subprocess.Popen(
         [sys.executable, "-m", "server", "serve", "--port", str(port), "--model", f"toy={path}", "--default-model", "toy",
