@@ -123,6 +123,8 @@ class _Life:
     """One asks for a sign of life at a time."""
     hung: bool = False
     """It was ended because one call came to no end: the others at work are innocent."""
+    held: bool = False
+    """Not even SIGKILL ended it."""
 
     @property
     def last_words(self) -> str:
@@ -150,11 +152,12 @@ class _Life:
     def _status(self) -> int | None:
         """How it ended; killed if it takes its time. None where even that does not end it: nobody waits for a driver
         that holds it."""
-        for _ in range(2):
+        for _ in range(0 if self.held else 2):
             with suppress(subprocess.TimeoutExpired):
                 return self.process.wait(GOODBYE)
             self.process.kill()
-        return None
+        self.held = True
+        return self.process.poll()
 
 
 def load(
@@ -408,7 +411,7 @@ class RemoteBackend:
             life.process.kill()
 
     def close(self) -> None:
-        """End the process: all its memory is free on return."""
+        """End the process: all its memory is free on return, unless a driver holds it."""
         self._stop.set()
         with self._birth:
             life, self._life = self._life, None
@@ -481,7 +484,8 @@ class RemoteBackend:
                 life.control.send(Ping(), watch=watch)
                 life.control.reply(watch)
             except Broken:
-                pass  # it is dead, which the call's own channel tells
+                # It is dead, which the call's own channel tells, unless a driver holds it.
+                return ready(GOODBYE)
             except TimeoutError:
                 return False
             return True
