@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 PAUSE = 0.05
 """Seconds between two looks."""
 STILL = 1.0
-"""Seconds without a look after which all stacks are written, while the loop stands still; from half as long on."""
+"""Seconds without a look after which all stacks are written, while the loop stands still; at times half is enough."""
 AGAIN = 600.0
 """Seconds after which that may happen again."""
 LAGS = 1.0
@@ -41,7 +41,7 @@ async def watch(here: Context, out: IO[str] | None = None) -> None:
             now = time.monotonic()
             late = max(0.0, now - began - PAUSE)
             here.metrics.lateness.observe(late)
-            if late >= STILL / 2 and now - armed_at >= STILL:
+            if began >= quiet_until and now - armed_at >= STILL:
                 log.warning(
                     "the event loop stood still for %.1f s; the stacks above say where", late
                 )
