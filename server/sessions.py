@@ -70,9 +70,9 @@ class Connection(Protocol):
 class Session:
     """One stream of a client, over as many connections as it takes.
 
-    What a connection wants done is done by the session's own task, piece by piece, so that a connection may vanish at
-    any moment and the count of bytes is right. It is over when its last message has arrived, when its client leaves,
-    or when nobody resumes it in time; then nothing of it is left.
+    What a connection wants done and may have to wait for is done by the session's own task, piece by piece, so that a
+    connection may vanish at any moment and the count of bytes is right. It is over when its last message has arrived,
+    when its client leaves, or when nobody resumes it in time; then nothing of it is left.
     """
 
     def __init__(

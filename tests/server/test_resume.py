@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,12 +21,14 @@ from websockets.frames import Frame, Opcode
 from websockets.sync.client import ClientConnection, connect
 
 from server import sessions, sockets
-from server.sessions import Session
+from server.protocols import native
+from server.sessions import Session, Sessions
+from streaming.audio import live
 from streaming.events import Final, Partial
 from tests.containers import contained, packets
 from tests.fakes import pcm, tone
 from tests.proxy import wire
-from tests.serving import Chatter, Talker, running, with_engine, with_toy
+from tests.serving import Chatter, Talker, context, running, with_engine, with_toy
 
 SECOND = pcm(tone(1.0))
 
@@ -841,3 +844,56 @@ def test_whatever_connections_do_the_session_is_one(
     assert sum(int(each["text"].split()[0]) for each in said) == stream.received
     answered = [each["marker"] for each in caller.heard if each["type"] == "marker"]
     assert list(dict.fromkeys(answered)) == [str(number) for number in range(markers)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 1762, 44_100])
+def test_a_usual_message_counts_before_its_connection_can_go(size: int) -> None:
+    """It is heard in the connection's task: if that is cancelled, then before or after the message, never within."""
+
+    class Unlimited:
+        ready = True
+
+        async def ask(self) -> None:
+            pass
+
+        def hear(self, samples: int) -> None:
+            pass
+
+        async def close(self) -> None:
+            pass
+
+    class Here:
+        async def replace(self) -> None:
+            raise AssertionError("nobody else comes")
+
+    async def scenario() -> None:
+        register, connection, audio = (
+            Sessions(context(Talker())),
+            Here(),
+            pcm(tone(1.0, rate=44_100)),
+        )
+        opening = native.parse({"sample_rate": 44_100})
+        stream, source = Chatter(), live.source("pcm_s16le", 44_100, 1)
+        session = Session(
+            register,
+            stream,
+            source,
+            opening,
+            native.Reader(None),
+            b"",
+            Unlimited(),  # type: ignore[arg-type]
+        )
+        register.add(session)
+        session.begin(connection)
+        for at in range(0, len(audio), size):
+            doing = session.do(native.Audio(audio[at : at + size]), connection)
+            doing.send(None)
+            assert session.received == min(at + size, len(audio))
+            with suppress(asyncio.CancelledError):
+                doing.throw(asyncio.CancelledError)
+        whole = live.source("pcm_s16le", 44_100, 1)
+        assert np.array_equal(stream.samples, np.concatenate([*whole.decode(audio)]))
+        session.close()
+        await session.wait_closed()
+
+    asyncio.run(scenario())
