@@ -34,7 +34,9 @@ def test_words_replaced_by_as_many_others_are_a_fault_beyond_what_chance_explain
 ) -> None:
     faults = judged(with_changed(wrong))
     assert faults == (
-        [] if wrong == 3 else ["streams: 10 of 110 words changed; undisturbed 0 of 110"]
+        []
+        if wrong == 3
+        else ["streams: words changed at 10 places of 110 words; undisturbed at 0 of 110"]
     )
 
 
@@ -44,7 +46,23 @@ def test_what_undisturbed_runs_differ_by_may_differ() -> None:
 
 def test_a_lost_word_is_a_fault_even_if_undisturbed_runs_lose_some() -> None:
     lost = SAID.replace("seven ", "", 1)
-    assert judged(lost, again=lost) == ["1 words lost, 0 doubled"]
+    assert judged(lost, again=lost) == [
+        "1 words lost, 0 doubled",
+        "stream 0 at word 4: seven became -",
+    ]
+
+
+def test_a_word_that_only_the_reference_missed_is_not_doubled() -> None:
+    lost = SAID.replace("seven ", "", 1)
+    assert judged(SAID, again=lost, first=lost) == []
+
+
+def test_an_utterance_without_its_final_is_a_fault_whatever_its_words() -> None:
+    def report(*ends: float) -> Report:
+        return Report(Plan(), outcomes=[Outcome("call 0", heard=[SAID], ends=[*ends])])
+
+    found = compared(report(1, 3, 3), [Speech(NOTHING, SAID)], report(1, 2, 3), report(1, 2, 3))
+    assert found.faults == ["call 0: 1 utterances without their final, 1 too many"]
 
 
 def test_a_fault_of_the_reference_is_a_fault() -> None:
