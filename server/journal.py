@@ -21,7 +21,6 @@ KEPT_MESSAGES = 8192
 """That have left and are kept to be repeated; beyond, the oldest go."""
 KEPT_BYTES = 4 * 2**20
 """Of text that are kept to be repeated: with the times of all words in every partial, minutes."""
-
 ALL_BYTES = 256 * 2**20
 """Of text that all journals of a server hold; beyond, those that hold most repeat less, and then take no more."""
 
@@ -131,7 +130,8 @@ class Journal:
             self._left.append((self._clock(), text))
             self._left_size += len(text)
         self._count()
-        self._trim()
+        if self._left:
+            self._trim()
         return text
 
     def rewind(self, last: int) -> None:

@@ -342,7 +342,7 @@ class Session:
 
     def _prompt(self, data: bytes) -> bool:
         """A message of the usual kind: hearing it has to wait for nothing, so it needs no task that outlives the
-        connection. Two switches of tasks a message are a tenth of what a stream costs the event loop."""
+        connection, and no two switches of tasks a message."""
         source = self._source
         short = source.piece is None or len(data) <= source.piece
         return short and not source.blocking and self.meter.ready and self._stream.ready

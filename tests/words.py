@@ -73,14 +73,14 @@ def stretches(expected: str, found: str) -> list[Stretch]:
 
 def difference(expected: str, found: str, spoken: str | None = None) -> Difference:
     """How `found` differs from `expected`. With `spoken` both are what a recogniser heard of that, by chance not the
-    same: words in place of others are `changed`, however many they are, for it may fall into a loop there; and those
-    that bring `found` nearer to what was spoken are neither lost nor doubled but heard better."""
+    same: more words in place of others are `changed`, for it may fall into a loop there, but never fewer; and those that
+    bring `found` nearer to what was spoken are neither lost nor doubled but heard better."""
     total = Difference()
     for each in stretches(expected, found):
         part = each.difference
         if spoken is not None and (part.lost or part.doubled):
-            replaced = bool(each.expected and each.found)
-            if replaced or _mends(each, expected, spoken):
+            looped = bool(each.expected) and part.doubled > 0
+            if looped or _mends(each, expected, spoken):
                 part = Difference(changed=max(len(each.expected), len(each.found)))
         total += part
     return total

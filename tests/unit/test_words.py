@@ -45,6 +45,12 @@ def test_a_loop_in_place_of_words_is_one_change() -> None:
     assert difference(SPOKEN, looped).doubled == 5
     assert difference(SPOKEN, looped, SPOKEN) == Difference(changed=7)
     assert len(stretches(SPOKEN, looped)) == 1
+    assert difference(looped, SPOKEN, SPOKEN) == Difference(changed=7)
+
+
+def test_words_that_go_beside_a_misheard_one_are_lost_all_the_same() -> None:
+    gone = "the small cat apples"
+    assert difference(SPOKEN, gone, SPOKEN) == Difference(lost=3, changed=1)
 
 
 def test_differences_add_up() -> None:
